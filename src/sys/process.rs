@@ -1,0 +1,295 @@
+//! Processes: fork and clone3, pidfds, signals, waiting, and what a process is before it executes another program.
+
+use std::ffi::{CStr, OsStr};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::process::Pid;
+
+/// What a clone of this process is to be. Zero flags: a plain fork with a pidfd.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct CloneArgs<'a> {
+    /// CLONE_* flags; CLONE_PIDFD is always added. CLONE_VM and CLONE_FILES are refused.
+    pub flags: u64,
+    /// With `flags & CLONE_INTO_CGROUP` (set by us): a directory of cgroup v2.
+    pub cgroup: Option<BorrowedFd<'a>>,
+}
+
+/// In which process `clone` returned.
+#[derive(Debug)]
+pub enum Forked {
+    /// The new process.
+    Child,
+    /// The one that called: the child's id in our PID namespace, and a pidfd.
+    Parent(Pid, OwnedFd),
+}
+
+/// Layout of `struct clone_args` up to `cgroup` (clone3(2), Linux 5.7).
+#[repr(C)]
+#[derive(Default)]
+struct RawCloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// The number of threads of this process.
+pub fn threads() -> io::Result<usize> {
+    Ok(std::fs::read_dir("/proc/self/task")?.count())
+}
+
+/// Forks with clone3(2).
+///
+/// # Safety
+/// The caller must be the only thread of the process: the child gets a copy of every lock (the allocator's among them) as
+/// it is at this instant. Debug builds check it.
+pub unsafe fn clone(args: CloneArgs<'_>) -> io::Result<Forked> {
+    debug_assert!(threads().is_ok_and(|n| n == 1), "only single-threaded processes fork");
+    if args.flags & (libc::CLONE_VM | libc::CLONE_FILES) as u64 != 0 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut pidfd: RawFd = -1;
+    let parent = args.flags & libc::CLONE_PARENT as u64 != 0;
+    let mut raw = RawCloneArgs {
+        flags: args.flags | libc::CLONE_PIDFD as u64,
+        pidfd: (&raw mut pidfd) as u64,
+        // With CLONE_PARENT the child takes the caller's own exit signal, and the field must be 0.
+        exit_signal: if parent { 0 } else { libc::SIGCHLD as u64 },
+        ..RawCloneArgs::default()
+    };
+    if let Some(cgroup) = args.cgroup {
+        const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+        raw.flags |= CLONE_INTO_CGROUP;
+        raw.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: `raw` is a valid clone_args of the size given, and `pidfd` outlives the call. Without CLONE_VM the child has
+    // its own copy of our memory; that no other thread was inside a lock is the caller's promise.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut raw, size_of::<RawCloneArgs>()) };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        pid => {
+            // SAFETY: the kernel has just made this descriptor for us; nothing else owns it.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            let pid = Pid::from_raw(pid as i32).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+            Ok(Forked::Parent(pid, pidfd))
+        }
+    }
+}
+
+/// A plain fork.
+///
+/// # Safety
+/// As for [`clone`].
+pub unsafe fn fork() -> io::Result<Forked> {
+    // SAFETY: the caller promises what `clone` asks for.
+    unsafe { clone(CloneArgs::default()) }
+}
+
+/// Ends this process at once, without running destructors or exit handlers: for forked children.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit takes any integer and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// How a child ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// The child.
+    pub pid: Pid,
+    /// Exit code; 128 + n where a signal ended it.
+    pub code: i32,
+    /// The signal that ended it; 0: none.
+    pub signal: u32,
+}
+
+/// Reaps one child that has ended, whichever it is. `None`: none has, or there is none.
+pub fn reap() -> io::Result<Option<Ended>> {
+    reap_with(libc::WNOHANG)
+}
+
+/// Waits for any child to end and reaps it. `None`: there is no child.
+pub fn reap_wait() -> io::Result<Option<Ended>> {
+    reap_with(0)
+}
+
+fn reap_with(options: i32) -> io::Result<Option<Ended>> {
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` is a valid int for the kernel to fill.
+        match unsafe { libc::waitpid(-1, &raw mut status, options) } {
+            0 => return Ok(None),
+            -1 => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error if error.raw_os_error() == Some(libc::ECHILD) => return Ok(None),
+                error => return Err(error),
+            },
+            pid => {
+                let signal = if libc::WIFSIGNALED(status) { libc::WTERMSIG(status) as u32 } else { 0 };
+                let code = if signal != 0 { 128 + signal as i32 } else { libc::WEXITSTATUS(status) };
+                let pid = Pid::from_raw(pid).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
+                return Ok(Some(Ended { pid, code, signal }));
+            }
+        }
+    }
+}
+
+/// Sends a signal, by number, to the process of a pidfd. A process that is gone is `NotFound`.
+pub fn signal(pidfd: BorrowedFd<'_>, signal: u32) -> io::Result<()> {
+    // SAFETY: the pidfd is valid for the call, and a null siginfo is what kill(2) would send.
+    let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as i32, std::ptr::null::<libc::siginfo_t>(), 0) };
+    match done {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ESRCH) => Err(io::ErrorKind::NotFound.into()),
+            error => Err(error),
+        },
+    }
+}
+
+/// A pidfd for a process of this PID namespace.
+pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?)
+}
+
+/// Field 22 of /proc/PID/stat: clock ticks from boot to the start of a process. With the pid it names a process for good.
+pub fn start_time(pid: u32) -> io::Result<u64> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat"))?;
+    // The command's name, in parentheses, may hold anything; what follows the last one is ours.
+    let after = stat.iter().rposition(|&b| b == b')').map(|i| &stat[i + 1..]);
+    let field = after.and_then(|rest| rest.split(|&b| b == b' ').filter(|f| !f.is_empty()).nth(19));
+    field.and_then(|f| std::str::from_utf8(f).ok()).and_then(|f| f.parse().ok()).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Sets every signal to its default action and unblocks all: what a container's program expects at its start.
+pub fn reset_signals() {
+    for number in 1..=64 {
+        if number == libc::SIGKILL || number == libc::SIGSTOP {
+            continue;
+        }
+        // SAFETY: SIG_DFL is a valid action for every signal; an error (a signal libc keeps to itself) leaves it as it is.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+    // SAFETY: an empty set is a valid mask, and the old one is not asked for.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// Blocks `signals` and gives a descriptor from which they are read (signalfd(2)), non-blocking.
+pub fn signalfd(signals: &[i32]) -> io::Result<OwnedFd> {
+    // SAFETY: the set lives through both calls, and a descriptor that comes back is new and ours.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for &number in signals {
+            libc::sigaddset(&raw mut set, number);
+        }
+        if libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        match libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+            -1 => Err(io::Error::last_os_error()),
+            fd => Ok(OwnedFd::from_raw_fd(fd)),
+        }
+    }
+}
+
+/// Reads what is pending on a signalfd and forgets it.
+pub fn drain_signalfd(fd: BorrowedFd<'_>) {
+    let mut buffer = [0u8; size_of::<libc::signalfd_siginfo>() * 8];
+    while matches!(rustix::io::read(fd, &mut buffer), Ok(n) if n > 0) {}
+}
+
+/// Sets or clears PR_SET_DUMPABLE. A process that isn't dumpable can't be traced, and its /proc/PID/{root,fd,exe} are
+/// closed to the container.
+pub fn set_dumpable(on: bool) -> io::Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, u64::from(on))
+}
+
+/// Orphans below this process become its children.
+pub fn set_subreaper(on: bool) -> io::Result<()> {
+    prctl(libc::PR_SET_CHILD_SUBREAPER, u64::from(on))
+}
+
+/// Gives the process the name that /proc/PID/comm shows; cut to 15 bytes.
+pub fn set_name(name: &CStr) {
+    // SAFETY: the string is NUL-terminated and only read.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+}
+
+fn prctl(option: i32, value: u64) -> io::Result<()> {
+    // SAFETY: the options used here take one integer and three zeros.
+    match unsafe { libc::prctl(option, value, 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Marks every descriptor from `first` on close-on-exec (Linux 5.11).
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    close_range(first, 1 << 2)
+}
+
+/// Closes every descriptor from `first` on, whoever owns it: for a forked child that keeps only what stands below.
+///
+/// # Safety
+/// No `OwnedFd` at or above `first` may be used or dropped afterwards.
+pub unsafe fn close_from(first: u32) -> io::Result<()> {
+    close_range(first, 0)
+}
+
+fn close_range(first: u32, flags: u32) -> io::Result<()> {
+    // SAFETY: the call takes integers only; that nobody uses a closed descriptor is the public functions' contract.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Executes a program. Returns only on error.
+pub fn exec(path: &CStr, args: &[std::ffi::CString], env: &[std::ffi::CString]) -> io::Error {
+    let pointers = |strings: &[std::ffi::CString]| -> Vec<*const libc::c_char> {
+        strings.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
+    };
+    let (args, env) = (pointers(args), pointers(env));
+    // SAFETY: both arrays end with a null pointer, and the strings they point to outlive the call.
+    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// The one place that names a program to start from the daemon or a test. Environment and descriptors are the caller's to set.
+#[allow(clippy::disallowed_methods)]
+pub fn command(program: impl AsRef<OsStr>) -> std::process::Command {
+    std::process::Command::new(program)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn start_time_is_of_this_boot() {
+        let ticks = start_time(std::process::id()).unwrap();
+        assert!(ticks > 0);
+        assert_eq!(start_time(std::process::id()).unwrap(), ticks);
+        assert!(start_time(u32::MAX - 1).is_err());
+    }
+
+    #[test]
+    fn a_pidfd_of_nobody_is_refused() {
+        assert!(pidfd_open(0).is_err());
+        assert!(pidfd_open(i32::MAX as u32).is_err());
+    }
+}
