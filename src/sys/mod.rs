@@ -11,3 +11,4 @@ pub mod mount;
 pub mod net;
 pub mod ns;
 pub mod process;
+pub mod seccomp;
