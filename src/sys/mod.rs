@@ -9,6 +9,9 @@ pub mod creds;
 pub mod fd;
 pub mod mount;
 pub mod net;
+pub mod netns;
 pub mod ns;
 pub mod process;
+#[cfg(feature = "daemon")]
+pub mod reactor;
 pub mod seccomp;
