@@ -155,6 +155,7 @@ mod reg {
     pub(super) const KIND: u8 = 3;
     pub(super) const MAJOR: u8 = 4;
     pub(super) const MINOR: u8 = 5;
+    pub(super) const SCRATCH: u8 = 6;
 }
 
 /// Operations, as the class, the operation and the operand's source together (linux/bpf.h). Jumps compare 32 bits
@@ -164,6 +165,7 @@ mod op {
     pub(super) const MOVE: u8 = 0xbc;
     pub(super) const MOVE_IMM: u8 = 0xb4;
     pub(super) const AND: u8 = 0x54;
+    pub(super) const XOR: u8 = 0xa4;
     pub(super) const SHIFT_RIGHT: u8 = 0x74;
     pub(super) const JUMP: u8 = 0x05;
     pub(super) const JUMP_UNLESS_EQUAL: u8 = 0x56;
@@ -175,6 +177,9 @@ mod op {
 ///
 /// Rules are walked from the last to the first. WANTED holds what is still undecided: a rule that allows takes its accesses
 /// out, and nothing left is a yes; a rule that denies one that is left is a no, and so is the end.
+///
+/// Numbers are compared through a scratch register. Compared directly, the verifier would know the number where a rule
+/// matches, and walk the rest of the program once for every rule: a few hundred would be too many for it (E2BIG).
 pub(super) fn program(rules: &[DeviceRule]) -> Result<Vec<Insn>, CgroupError> {
     let insn = |code, dst: u8, src: u8, off, imm| Insn { code, regs: dst | src << 4, off, imm };
     let imm = |code, dst, value: u32| insn(code, dst, 0, 0, value as i32);
@@ -208,8 +213,10 @@ pub(super) fn program(rules: &[DeviceRule]) -> Result<Vec<Insn>, CgroupError> {
         let tests = [(reg::KIND, rule.kind.map(|kind| kind as u32)), (reg::MAJOR, rule.major), (reg::MINOR, rule.minor)];
         let tests: Vec<(u8, u32)> = tests.into_iter().filter_map(|(register, value)| Some((register, value?))).collect();
         for (i, &(register, value)) in tests.iter().enumerate() {
-            let over = tests.len() - i - 1 + body.len();
-            out.push(insn(op::JUMP_UNLESS_EQUAL, register, 0, over as i16, value as i32));
+            let over = (tests.len() - i - 1) * 3 + body.len();
+            out.push(insn(op::MOVE, reg::SCRATCH, register, 0, 0));
+            out.push(imm(op::XOR, reg::SCRATCH, value));
+            out.push(insn(op::JUMP_UNLESS_EQUAL, reg::SCRATCH, 0, over as i16, 0));
         }
         out.extend(body);
     }
@@ -245,6 +252,10 @@ mod tests {
                 }
                 op::AND => {
                     regs[dst] &= i.imm as u32;
+                    false
+                }
+                op::XOR => {
+                    regs[dst] ^= i.imm as u32;
                     false
                 }
                 op::SHIFT_RIGHT => {

@@ -40,7 +40,7 @@ pub struct Stats {
 pub struct CpuStats {
     /// All of it, over all CPUs.
     pub usage_ns: u64,
-    /// In user mode.
+    /// In user mode. An estimate by clock ticks on v1; may even exceed `usage_ns`.
     pub user_ns: u64,
     /// In the kernel.
     pub system_ns: u64,
@@ -346,7 +346,8 @@ pub(super) fn read_v1(group: &v1::Group, page_sizes: &[String]) -> Result<Stats,
             kernel: number("memory.kmem.usage_in_bytes")?,
             page_faults: bytes("total_pgfault"),
             major_page_faults: bytes("total_pgmajfault"),
-            limit_hits: number("memory.failcnt")?.unwrap_or(0),
+            // Where both limits are the same, the upper one is the one that is hit.
+            limit_hits: number("memory.failcnt")?.unwrap_or(0) + number("memory.memsw.failcnt")?.unwrap_or(0),
             limit,
             available: limit.map(|limit| limit.saturating_sub(working_set)),
         });

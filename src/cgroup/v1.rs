@@ -1,7 +1,7 @@
 //! A control group of cgroup v1: the same path in every mounted hierarchy
 //! (Documentation/admin-guide/cgroup-v1/ in the kernel's tree).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::devices;
@@ -218,11 +218,11 @@ fn create_in(place: &Place, made: &mut Vec<PathBuf>, parents: &mut Vec<String>) 
     made.extend(new.iter().cloned());
     let (_, above) = new.split_last().unwrap_or((&place.dir, &[]));
     parents.extend(above.iter().filter_map(|dir| super::name_parent(place.mount.label(), &place.mount.root, dir)));
-    if place.mount.has("cpuset") { new.iter().try_for_each(fill_cpuset) } else { Ok(()) }
+    if place.mount.has("cpuset") { new.iter().try_for_each(|dir| fill_cpuset(dir)) } else { Ok(()) }
 }
 
 /// A new cpuset has no CPUs and no memory nodes, and nothing can run in it: it gets its parent's.
-fn fill_cpuset(path: &PathBuf) -> Result<(), CgroupError> {
+fn fill_cpuset(path: &Path) -> Result<(), CgroupError> {
     let dir = Dir::open(path)?;
     let Some(parent) = path.parent() else { return Ok(()) };
     let parent = Dir::open(parent)?;
