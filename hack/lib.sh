@@ -24,7 +24,7 @@ die() {
 help_if_asked() {
   case ${1:-} in
     -h | --help | help)
-      sed -n '2,/^$/{s/^# \{0,1\}//;/^$/q;p}' "$0"
+      sed -n '2,${/^$/q;s/^# \{0,1\}//;p}' "$0"
       exit 0
       ;;
   esac
@@ -34,17 +34,17 @@ need_root() { [[ $EUID -eq 0 ]] || die "this needs root: sudo $0"; }
 
 # need_packages WHAT:PACKAGE…: installs the Debian package of each WHAT (a command, or a path) that is missing.
 need_packages() {
-  local pair missing=()
+  local pair absent=()
   for pair in "$@"; do
     [[ ${pair%%:*} == /* ]] && [[ -e ${pair%%:*} ]] && continue
-    command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+    command -v "${pair%%:*}" >/dev/null || absent+=("${pair#*:}")
   done
-  [[ ${#missing[@]} -gt 0 ]] || return 0
+  [[ ${#absent[@]} -gt 0 ]] || return 0
   command -v apt-get >/dev/null ||
-    die "missing: what Debian calls ${missing[*]}. This machine has no apt-get: install them with its own package manager and run this again"
-  [[ $EUID -eq 0 ]] || die "missing: run 'sudo apt-get install ${missing[*]}' first, or run this with sudo"
-  say "installing ${missing[*]}"
-  apt_get install -y --no-install-recommends "${missing[@]}"
+    die "missing: what Debian calls ${absent[*]}. This machine has no apt-get: install them with its own package manager and run this again"
+  [[ $EUID -eq 0 ]] || die "missing: run 'sudo apt-get install ${absent[*]}' first, or run this with sudo"
+  say "installing ${absent[*]}"
+  apt_get install -y --no-install-recommends "${absent[@]}"
 }
 
 # apt_get ARGUMENTS…: quiet unless it fails. The package lists are fetched once where there are none.
@@ -95,6 +95,14 @@ stop_pid() {
   wait_until 10 "$2 ($1) ends after SIGTERM" gone "$1" && return 0
   kill -KILL "$1" 2>/dev/null || true
   return 1
+}
+
+# need_cargo: puts cargo on PATH, from which sudo drops ~/.cargo/bin: the caller's, then root's.
+need_cargo() {
+  local home
+  for home in "$(getent passwd "${SUDO_USER:-root}" | cut -d: -f6)" "$HOME"; do PATH=$PATH:$home/.cargo/bin; done
+  command -v cargo >/dev/null || die "no cargo here: install Rust from https://rustup.rs and run this again"
+  need_packages cc:gcc
 }
 
 # need_bins: builds the three programs unless they are there. hack/build.sh builds them anew.

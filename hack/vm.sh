@@ -136,6 +136,7 @@ for directory in "$cache/tools" "$cache"/registry-*; do
 done
 
 if [[ -n $tests ]]; then
+  need_cargo
   say "building the tests"
   (cd "$project" && cargo test --no-run --message-format=json) >"$work/cargo.json" || die "the tests don't build"
   # One line for each executable: the target's name (nothing for a program), a tab, the path.

@@ -1,0 +1,137 @@
+# shellcheck shell=bash
+# A Copepod of a script's own: its root, state, socket, control groups and CNI network, in namespaces of its own, and
+# the proof that nothing of it is left. Sourced after lib.sh, never run.
+: "${bins:?lib.sh comes first}"
+
+# in_sandbox "$@": first thing in a script: runs it again as root in new mount, network and process namespaces, where
+# the rest happens. The machine's network is out of reach and untouched, and what is still there at the end ends.
+in_sandbox() {
+  need_root
+  if [[ -z ${COPEPOD_SANDBOX:-} ]]; then
+    COPEPOD_SANDBOX=1 exec unshare --mount --net --pid --fork --kill-child --mount-proc --propagation slave "$0" "$@"
+  fi
+  # Shared again, but not with the machine: containers' mounts propagate within the sandbox.
+  mount --make-rshared /
+  ip link set lo up
+}
+
+need_node_packages() {
+  need_packages unshare:util-linux ip:iproute2 iptables:iptables curl:curl python3:python3 ps:procps /usr/lib/cni/bridge:containernetworking-plugins
+}
+
+# node_create DIR [REGISTRY]: writes a configuration for a Copepod in DIR. REGISTRY (host:port) stands in for the public ones.
+node_create() {
+  node=$1
+  node_name=${node##*/}
+  endpoint=unix://$node/copepod.sock
+  # crictl takes it from here.
+  export CONTAINER_RUNTIME_ENDPOINT=$endpoint IMAGE_SERVICE_ENDPOINT=$endpoint
+  mkdir -p "$node"/{root,state,netns,registries.d,cni/{conf,cache,ipam}}
+  mount -t tmpfs -o mode=700 tmpfs "$node/state"
+
+  cat >"$node/config.yaml" <<CONFIG
+apiVersion: copepod.dev/v1alpha1
+kind: RuntimeConfiguration
+root: $node/root
+state: $node/state
+listen: $node/copepod.sock
+monitor:
+  path: $bins/copepod-monitor
+  cgroup: /$node_name/monitors
+cgroup:
+  driver: cgroupfs
+  defaultParent: /$node_name/pods
+network:
+  cniConfDir: $node/cni/conf
+  cniBinDirs: [/usr/lib/cni, /opt/cni/bin]
+  cniCacheDir: $node/cni/cache
+  netnsDir: $node/netns
+image:
+  registriesConf: $node/registries.conf
+  registriesConfDir: $node/registries.d
+log:
+  level: ${COPEPOD_LOG:-info}
+CONFIG
+
+  : >"$node/registries.conf"
+  local host
+  for host in ${2:+registry.k8s.io k8s.gcr.io gcr.io docker.io quay.io}; do
+    printf '[[registry]]\nlocation = "%s"\n[[registry.mirror]]\nlocation = "%s"\ninsecure = true\n\n' "$host" "$2"
+  done >>"$node/registries.conf"
+
+  # ipMasq stays off: there is no outside to be seen from.
+  cat >"$node/cni/conf/10-test.conflist" <<CONFLIST
+{
+  "cniVersion": "1.0.0",
+  "name": "copepod-test",
+  "plugins": [
+    {
+      "type": "bridge", "bridge": "copepod0", "isGateway": true, "hairpinMode": true,
+      "ipam": {
+        "type": "host-local", "dataDir": "$node/cni/ipam",
+        "ranges": [[{ "subnet": "10.85.0.0/16" }]], "routes": [{ "dst": "0.0.0.0/0" }]
+      }
+    },
+    { "type": "portmap", "capabilities": { "portMappings": true }, "snat": true }
+  ]
+}
+CONFLIST
+  mounts_before=$(node_mounts)
+}
+
+# node_start: starts the daemon and waits until it says that it and its network are ready.
+node_start() {
+  setsid "$bins/copepod" serve --config "$node/config.yaml" >>"$node/log" 2>&1 </dev/null &
+  daemon=$!
+  if ! wait_until 30 "copepod answers at $endpoint and is ready" node_ready_or_gone || gone "$daemon"; then
+    tail -50 "$node/log" >&2
+    die "copepod is not ready, see its log above"
+  fi
+}
+
+node_ready_or_gone() { gone "$daemon" || [[ $(crictl info -o go-template --template '{{range .status.conditions}}{{.status}} {{end}}' 2>/dev/null) == 'true true '* ]]; }
+
+# node_stop: stops the daemon. Pods go on: remove them before.
+node_stop() {
+  [[ -n ${daemon:-} ]] || return 0
+  stop_pid "$daemon" copepod || say "copepod did not end by itself"
+  wait "$daemon" 2>/dev/null || true
+  daemon=
+}
+
+# Mount points, one a line; autofs and the like that others mount meanwhile are not under our directories.
+node_mounts() { awk '{ print $5 }' /proc/self/mountinfo | sort; }
+
+# node_left: prints what the node left behind and fails if there is anything. Call it when everything has been stopped.
+node_left() {
+  local left
+  left=$(
+    cd /
+    for process in /proc/[0-9]*; do
+      pid=${process#/proc/}
+      # This shell, its subshells, and what has ended.
+      [[ $pid == "$$" || $pid == "$BASHPID" ]] || gone "$pid" || [[ $(readlink "$process/exe") == "$(readlink /proc/$$/exe)" ]] ||
+        printf 'process %s: %s\n' "$pid" "$(tr '\0' ' ' <"$process/cmdline")"
+    done 2>/dev/null
+    comm -13 <(printf '%s\n' "$mounts_before") <(node_mounts) | sed 's/^/mount: /'
+    find "$node/netns" -mindepth 1 -printf 'network namespace: %p\n'
+    ip -o link show type veth | sed 's/^/veth: /'
+    find "$node/cni/ipam" -type f ! -name lock ! -name 'last_reserved_ip.*' -printf 'IPAM file: %p\n'
+    find "$node/cni/cache" -type f -printf 'CNI result: %p\n'
+    find /sys/fs/cgroup -mindepth 2 -type d -path "*/$node_name/pods/*" -printf 'control group: %p\n'
+    find /sys/fs/cgroup -mindepth 2 -type d -path "*/$node_name/monitors/*" -printf 'control group: %p\n'
+  )
+  [[ -n $left ]] || return 0
+  say "left behind:"
+  say "$left"
+  return 1
+}
+
+# node_remove: deletes the directory and the empty control groups that the daemon keeps.
+node_remove() {
+  [[ -n ${node:-} ]] || return 0
+  find /sys/fs/cgroup -depth -type d -path "*/$node_name*" -exec rmdir {} + 2>/dev/null || true
+  umount "$node/state" 2>/dev/null || true
+  rm -rf --one-file-system "$node" 2>/dev/null || say "could not delete $node"
+  node=
+}

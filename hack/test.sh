@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# hack/test.sh: sets up and runs every test.
+#
+#   sudo hack/test.sh [STEP…]      all steps, or these:
+#     lint      formatting, clippy, shellcheck
+#     cargo     units, layering and the tests that start the real programs, with every feature and with few
+#     critest   Kubernetes' conformance tests, on this host
+#     vm        the tests and the conformance tests again, in a virtual machine with cgroup v2 (see hack/vm.sh)
+#
+# Every step runs, though one fails before it; the last line says how it went. No test is skipped for want of root
+# (COPEPOD_TEST_ROOT=1). Needs root and Rust; installs the packages and builds the tools that are missing. Leaves the
+# build and the cache ($COPEPOD_CACHE). A first run takes about half an hour on two cores.
+
+set -euo pipefail
+# shellcheck source=lib.sh
+. "$(dirname "$0")/lib.sh"
+# shellcheck source=node.sh
+. "$(dirname "$0")/node.sh"
+help_if_asked "$@"
+need_root
+need_cargo
+export COPEPOD_TEST_ROOT=1
+cd "$project"
+
+lint() {
+  need_packages shellcheck:shellcheck
+  cargo fmt --check &&
+    cargo clippy --locked --all-targets -- -D warnings &&
+    cargo clippy --locked --all-targets --no-default-features -- -D warnings &&
+    shellcheck hack/*.sh .ci/run
+}
+
+cargo_tests() {
+  local code=0
+  cargo test --locked --no-fail-fast || code=$?
+  cargo test --locked --no-fail-fast --no-default-features || code=$?
+  cargo test --locked --no-fail-fast --no-default-features --features spec || code=$?
+  return "$code"
+}
+
+critest() { hack/critest.sh --today; }
+
+vm() {
+  local code=0
+  hack/vm.sh --timeout 900 --tests || code=$?
+  hack/vm.sh --timeout 900 hack/critest.sh --today || code=$?
+  return "$code"
+}
+
+[[ $# -gt 0 ]] || set -- lint cargo critest vm
+need_node_packages
+passed=0 failed=()
+for step in "$@"; do
+  title "$step"
+  case $step in
+    lint) run=lint ;;
+    cargo) run=cargo_tests ;;
+    critest) run=critest ;;
+    vm) run=vm ;;
+    *) die "no such step: $step (see --help)" ;;
+  esac
+  if [[ $run == critest || $run == vm ]] && [[ -z ${built:-} ]]; then
+    hack/build.sh || die "the programs don't build"
+    hack/tools.sh
+    hack/test-images "$(hack/test-images --path)"
+    built=1
+  fi
+  # In a subshell, where `die` ends the step and not the run.
+  code=0
+  started=$SECONDS
+  ("$run") || code=$?
+  if [[ $code -eq 0 ]]; then passed=$((passed + 1)); else failed+=("$step"); fi
+  say "$step: $([[ $code -eq 0 ]] && echo passed || echo failed) after $((SECONDS - started)) s"
+done
+title "steps: $passed passed, ${#failed[@]} failed${failed[*]:+ (${failed[*]})}"
+[[ ${#failed[@]} -eq 0 ]]
