@@ -14,7 +14,7 @@ pub const INSTRUCTION_SIZE: usize = 8;
 
 /// How the kernel is to treat a filter (seccomp(2), `SECCOMP_FILTER_FLAG_*`). TSYNC is deliberately missing: a filter is
 /// for the one thread that is about to execute the container's program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Flags {
     /// Every action but Allow is written to the audit log (Linux 4.14).
     pub log: bool,
