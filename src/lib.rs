@@ -11,11 +11,23 @@ pub mod api {
 #[path = "../tests/common/root.rs"]
 pub mod testing;
 
+#[cfg(feature = "daemon")]
+pub mod admin;
 pub mod cgroup;
+#[cfg(feature = "daemon")]
+pub mod client;
+#[cfg(feature = "daemon")]
+pub mod config;
+#[cfg(feature = "daemon")]
+pub mod cri;
+#[cfg(feature = "daemon")]
+pub mod daemon;
 pub mod errchain;
 pub mod ids;
 #[cfg(feature = "daemon")]
 pub mod image;
+#[cfg(feature = "daemon")]
+pub mod model;
 pub mod monitor;
 pub mod monitor_api;
 #[cfg(feature = "daemon")]
@@ -24,5 +36,11 @@ pub mod oci;
 pub mod plan;
 #[cfg(feature = "spec")]
 pub mod seccomp;
+#[cfg(feature = "daemon")]
+pub mod service;
+#[cfg(feature = "daemon")]
+pub mod store;
 pub mod sys;
+#[cfg(feature = "daemon")]
+pub mod telemetry;
 pub mod wire;

@@ -1,0 +1,435 @@
+//! The configuration: one YAML file, drop-ins merged over it, every key with a default and checked when it is read.
+//!
+//! `kind: RuntimeConfiguration`, camelCase keys as in kubelet's own file. Files in `NAME.d/` beside the file (`config.d/`
+//! beside `copepod.yaml`'s directory default) are merged in lexical order: mappings by key, everything else replaced.
+//! Nothing here is global: the value is passed to whoever needs it. `config/copepod.yaml` explains every key.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::errchain::{Kind, Kinded};
+
+/// Where the daemon looks without `--config`.
+pub const DEFAULT_PATH: &str = "/etc/copepod/copepod.yaml";
+const API_VERSION: &str = "copepod.dev/v1alpha1";
+const KIND: &str = "RuntimeConfiguration";
+/// Bytes of one configuration file.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file can't be read.
+    #[error("cannot read configuration file {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A file is no YAML.
+    #[error("configuration file {path} is not valid YAML: {reason}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says, with line and column.
+        reason: String,
+    },
+    /// A file or the merged whole has a wrong key or a value of the wrong type.
+    #[error("configuration {path} is not a {KIND}: {reason}")]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the key.
+        reason: String,
+    },
+    /// A value is of the right type but makes no sense.
+    #[error("configuration key {key}: {value:?} {reason}")]
+    Value {
+        /// The key with its path.
+        key: &'static str,
+        /// The value.
+        value: String,
+        /// What it must be.
+        reason: &'static str,
+    },
+}
+
+impl Kinded for ConfigError {
+    fn kind(&self) -> Kind {
+        Kind::InvalidArgument
+    }
+}
+
+/// A span of time, written as in Go: `90s`, `5m`, `1h30m`, `250ms`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl Serialize for Span {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let ms = self.0.as_millis();
+        to.serialize_str(&if ms % 1000 == 0 { format!("{}s", ms / 1000) } else { format!("{ms}ms") })
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        parse_span(&text).ok_or_else(|| serde::de::Error::custom(format!("{text:?} is no duration such as 90s, 5m or 1h30m")))
+    }
+}
+
+fn parse_span(text: &str) -> Option<Span> {
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let number: u64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        total = total.checked_add(match &rest[..unit] {
+            "ms" => Duration::from_millis(number),
+            "s" => Duration::from_secs(number),
+            "m" => Duration::from_secs(number.checked_mul(60)?),
+            "h" => Duration::from_secs(number.checked_mul(3600)?),
+            _ => return None,
+        })?;
+        rest = &rest[unit..];
+    }
+    Some(Span(total))
+}
+
+macro_rules! section {
+    ($(#[$meta:meta])* $name:ident { $($(#[$fmeta:meta])* $field:ident: $ty:ty = $default:expr),* $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+        pub struct $name { $($(#[$fmeta])* pub $field: $ty),* }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default),* }
+            }
+        }
+    };
+}
+
+section! {
+    /// The whole configuration.
+    Config {
+        /// `copepod.dev/v1alpha1`.
+        api_version: String = API_VERSION.into(),
+        /// `RuntimeConfiguration`.
+        kind: String = KIND.into(),
+        /// The socket on which the CRI is served.
+        listen: PathBuf = "/run/copepod/copepod.sock".into(),
+        /// What outlives a reboot: images, layers, writable layers.
+        root: PathBuf = "/var/lib/copepod".into(),
+        /// What dies with the kernel: pods, containers, the journal. On tmpfs.
+        state: PathBuf = "/run/copepod".into(),
+        /// The daemon's own log.
+        log: Log = Log::default(),
+        /// The per-pod monitor.
+        monitor: Monitor = Monitor::default(),
+        /// Control groups.
+        cgroup: Cgroup = Cgroup::default(),
+        /// Defaults of containers.
+        runtime: Runtime = Runtime::default(),
+        /// CNI.
+        network: Network = Network::default(),
+        /// Images and registries.
+        image: Image = Image::default(),
+    }
+}
+
+section! {
+    /// The daemon's own log, on stderr.
+    Log {
+        /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,copepod::net=debug`.
+        level: String = "info".into(),
+        /// `text` or `json`.
+        format: String = "text".into(),
+    }
+}
+
+section! {
+    /// The per-pod monitor.
+    Monitor {
+        /// The program; empty: `copepod-monitor` beside the daemon's own program.
+        path: PathBuf = PathBuf::new(),
+        /// The control group in which monitors live, outside of the pods'. Empty: the daemon's own.
+        cgroup: String = "/copepod-monitors".into(),
+        /// How long one request to a monitor may take before it is given up.
+        timeout: Span = Span(Duration::from_secs(120)),
+    }
+}
+
+section! {
+    /// Control groups.
+    Cgroup {
+        /// `auto` or `cgroupfs`.
+        driver: String = "auto".into(),
+        /// The parent of pods for which kubelet names none.
+        default_parent: String = "/copepod".into(),
+    }
+}
+
+section! {
+    /// Defaults of containers.
+    Runtime {
+        /// Capabilities of a container that isn't privileged.
+        default_capabilities: Vec<String> = ["CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP",
+            "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"].map(String::from).to_vec(),
+        /// Resource limits, `NAME=SOFT:HARD`; `nofile=1024:524288`. Numbers or `unlimited`.
+        default_ulimits: Vec<String> = vec!["nofile=1024:524288".into()],
+        /// Sysctls of pods with a network namespace of their own.
+        default_sysctls: BTreeMap<String, String> = BTreeMap::from([
+            ("net.ipv4.ip_unprivileged_port_start".to_string(), "0".to_string()),
+            ("net.ipv4.ping_group_range".to_string(), "0 2147483647".to_string()),
+        ]),
+        /// Processes and threads of a container for which kubelet names no limit; 0: none.
+        pids_limit: i64 = 0,
+        /// Bytes of a pod's /dev/shm.
+        shm_bytes: u64 = 64 << 20,
+        /// Bytes after which a log line is cut into partial lines.
+        log_max_line: u32 = 16 << 10,
+        /// Bytes of ExecSync's output, both streams together; what is beyond is dropped. Below kubelet's 16 MiB message.
+        exec_sync_max_output: u64 = 15 << 20,
+        /// A request may lower oom_score_adj only as far as the daemon's own value where it lacks CAP_SYS_RESOURCE.
+        restrict_oom_score_adj: bool = true,
+    }
+}
+
+section! {
+    /// CNI.
+    Network {
+        /// Directory of conflists, followed live.
+        cni_conf_dir: PathBuf = "/etc/cni/net.d".into(),
+        /// Directories of plugins, searched in order.
+        cni_bin_dirs: Vec<PathBuf> = vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+        /// Cached results, in libcni's form.
+        cni_cache_dir: PathBuf = "/var/lib/cni".into(),
+        /// Name of the network; empty: the first conflist in lexical order.
+        network: String = String::new(),
+        /// Where pods' network namespaces are pinned.
+        netns_dir: PathBuf = "/run/netns".into(),
+        /// How long the plugins of one ADD may take.
+        add_timeout: Span = Span(Duration::from_secs(300)),
+        /// How long the plugins of one DEL may take.
+        del_timeout: Span = Span(Duration::from_secs(60)),
+    }
+}
+
+section! {
+    /// Images and registries.
+    Image {
+        /// registries.conf, version 2.
+        registries_conf: PathBuf = "/etc/containers/registries.conf".into(),
+        /// Drop-ins of registries.conf.
+        registries_conf_dir: PathBuf = "/etc/containers/registries.conf.d".into(),
+        /// Layers that are fetched at once, per pull.
+        max_parallel_layers: usize = 3,
+        /// A pull that gets no byte for so long is given up.
+        progress_timeout: Span = Span(Duration::from_secs(300)),
+        /// Images that kubelet must not remove; a `*` at the end stands for anything.
+        pinned: Vec<String> = Vec::new(),
+    }
+}
+
+impl Config {
+    /// Reads `path` and its drop-ins. A missing file at the default path is an empty one.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let mut merged = match read(path) {
+            Err(ConfigError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound && path == Path::new(DEFAULT_PATH) => Value::Null,
+            value => value?,
+        };
+        for drop_in in drop_ins(path)? {
+            merge(&mut merged, read(&drop_in)?);
+        }
+        if merged.is_null() {
+            merged = Value::Object(serde_json::Map::new());
+        }
+        let config: Config = serde_json::from_value(merged).map_err(|error| ConfigError::Shape { path: path.into(), reason: error.to_string() })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The configuration as YAML.
+    pub fn to_yaml(&self) -> String {
+        serde_saphyr::to_string(self).unwrap_or_default()
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let bad = |key, value: &dyn ToString, reason| Err(ConfigError::Value { key, value: value.to_string(), reason });
+        if self.api_version != API_VERSION {
+            return bad("apiVersion", &self.api_version, "must be copepod.dev/v1alpha1");
+        }
+        if self.kind != KIND {
+            return bad("kind", &self.kind, "must be RuntimeConfiguration");
+        }
+        let paths = [
+            ("listen", &self.listen),
+            ("root", &self.root),
+            ("state", &self.state),
+            ("network.cniConfDir", &self.network.cni_conf_dir),
+            ("network.cniCacheDir", &self.network.cni_cache_dir),
+            ("network.netnsDir", &self.network.netns_dir),
+        ];
+        for (key, path) in paths {
+            if !path.is_absolute() {
+                return bad(key, &path.display(), "must be an absolute path");
+            }
+        }
+        if !self.monitor.path.as_os_str().is_empty() && !self.monitor.path.is_absolute() {
+            return bad("monitor.path", &self.monitor.path.display(), "must be an absolute path or empty");
+        }
+        if !matches!(self.cgroup.driver.as_str(), "auto" | "cgroupfs") {
+            return bad("cgroup.driver", &self.cgroup.driver, "must be auto or cgroupfs (systemd is not built yet)");
+        }
+        for (key, path) in [("cgroup.defaultParent", &self.cgroup.default_parent), ("monitor.cgroup", &self.monitor.cgroup)] {
+            if (key != "monitor.cgroup" || !path.is_empty()) && (!path.starts_with('/') || path.split('/').any(|part| part == "..")) {
+                return bad(key, path, "must be an absolute control group path");
+            }
+        }
+        if !matches!(self.log.format.as_str(), "text" | "json") {
+            return bad("log.format", &self.log.format, "must be text or json");
+        }
+        if self.log.level.parse::<tracing_subscriber::EnvFilter>().is_err() {
+            return bad("log.level", &self.log.level, "must be error, warn, info, debug, trace or a filter");
+        }
+        if !(1024..=1 << 20).contains(&self.runtime.log_max_line) {
+            return bad("runtime.logMaxLine", &self.runtime.log_max_line, "must be 1024 to 1048576");
+        }
+        if self.runtime.exec_sync_max_output > 15 << 20 {
+            return bad("runtime.execSyncMaxOutput", &self.runtime.exec_sync_max_output, "must be at most 15 MiB: kubelet takes 16 MiB in a message");
+        }
+        if !(1..=32).contains(&self.image.max_parallel_layers) {
+            return bad("image.maxParallelLayers", &self.image.max_parallel_layers, "must be 1 to 32");
+        }
+        for name in &self.runtime.default_capabilities {
+            if crate::model::capability::parse(name).is_none() {
+                return bad("runtime.defaultCapabilities", name, "is no capability");
+            }
+        }
+        for limit in &self.runtime.default_ulimits {
+            if crate::model::rlimit::parse(limit).is_none() {
+                return bad("runtime.defaultUlimits", limit, "must be NAME=SOFT:HARD with a limit's name, and soft no higher than hard");
+            }
+        }
+        for (name, value) in &self.runtime.default_sysctls {
+            if crate::model::sysctl::parse(name, value).is_err() {
+                return bad("runtime.defaultSysctls", name, "is no sysctl that a pod's namespaces hold");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read(path: &Path) -> Result<Value, ConfigError> {
+    let failed = |source| ConfigError::Read { path: path.into(), source };
+    let size = fs::metadata(path).map_err(failed)?.len();
+    if size > MAX_FILE {
+        return Err(failed(io::Error::new(io::ErrorKind::FileTooLarge, format!("{size} bytes are more than {MAX_FILE}"))));
+    }
+    let text = fs::read_to_string(path).map_err(failed)?;
+    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+        return Ok(Value::Null);
+    }
+    let value: Value = serde_saphyr::from_str(&text).map_err(|error| ConfigError::Syntax { path: path.into(), reason: error.to_string() })?;
+    if !value.is_object() {
+        return Err(ConfigError::Shape { path: path.into(), reason: "it is not a mapping".into() });
+    }
+    // Each file must be right by itself, so that an error names the file it is in.
+    serde_json::from_value::<Config>(value.clone()).map_err(|error| ConfigError::Shape { path: path.into(), reason: error.to_string() })?;
+    Ok(value)
+}
+
+/// `config.d/*.yaml` beside the file, in lexical order.
+fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
+    let dir = path.with_file_name("config.d");
+    let entries = match fs::read_dir(&dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(|source| ConfigError::Read { path: dir.clone(), source })?,
+    };
+    let mut files: Vec<PathBuf> =
+        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.extension().is_some_and(|e| e == "yaml" || e == "yml")).collect();
+    files.sort();
+    Ok(files)
+}
+
+fn merge(into: &mut Value, from: Value) {
+    match (into, from) {
+        (_, Value::Null) => {}
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(main: &str, drop_in: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("copepod.yaml");
+        fs::write(&path, main).unwrap();
+        fs::create_dir(dir.path().join("config.d")).unwrap();
+        fs::write(dir.path().join("config.d/10-x.yaml"), drop_in).unwrap();
+        Config::load(&path)
+    }
+
+    #[test]
+    fn drop_ins_are_merged_by_key() {
+        let config = load("root: /a\nimage: {maxParallelLayers: 2}\n", "image:\n  pinned: [x]\n  progressTimeout: 1m30s\n").unwrap();
+        assert_eq!(config.root, Path::new("/a"));
+        assert_eq!(config.image.max_parallel_layers, 2);
+        assert_eq!(config.image.pinned, ["x"]);
+        assert_eq!(config.image.progress_timeout.0, Duration::from_secs(90));
+    }
+
+    #[test]
+    fn errors_name_the_key_and_the_value() {
+        let check = |text: &str, words: &[&str]| {
+            let error = load(text, "").unwrap_err().to_string();
+            for word in words {
+                assert!(error.contains(word), "{text:?}: {error}");
+            }
+        };
+        check("rooot: /a\n", &["rooot"]);
+        check("root: a\n", &["root", "\"a\"", "absolute"]);
+        check("root: [\n", &["YAML"]);
+        check("kind: Pod\n", &["kind", "Pod"]);
+        check("cgroup: {driver: x}\n", &["cgroup.driver", "\"x\""]);
+        check("runtime: {defaultCapabilities: [FLY]}\n", &["defaultCapabilities", "FLY"]);
+        check("runtime: {defaultUlimits: ['nofile=2:1']}\n", &["defaultUlimits", "nofile=2:1"]);
+        check("runtime: {defaultSysctls: {'kernel.core_pattern': x}}\n", &["defaultSysctls", "kernel.core_pattern"]);
+        check("network: {addTimeout: soon}\n", &["soon", "duration"]);
+    }
+
+    #[test]
+    fn the_default_is_valid_and_prints_itself() {
+        let config = Config::default();
+        config.check().unwrap();
+        let back: Config = serde_saphyr::from_str(&config.to_yaml()).unwrap();
+        assert_eq!(back, config);
+    }
+
+    #[test]
+    fn the_sample_file_holds_the_defaults() {
+        let sample: Config = serde_saphyr::from_str(include_str!("../config/copepod.yaml")).unwrap();
+        assert_eq!(sample, Config::default());
+    }
+}

@@ -1,0 +1,331 @@
+//! RuntimeService: one thin handler per RPC.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio::sync::{broadcast, oneshot};
+use tokio_stream::{Stream, StreamExt, wrappers::BroadcastStream};
+use tonic::{Request, Response, Status};
+
+use super::{Cri, Reply, from_proto, later, rpc, status, to_proto};
+use crate::api::{self, runtime_service_server::RuntimeService};
+use crate::service::ServiceError;
+use crate::store::record::{ContainerRecord, SandboxRecord};
+
+type Streaming<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The version of the API that `Version` names.
+const API_VERSION: &str = "v1";
+
+fn labels_match(selector: &HashMap<String, String>, labels: &std::collections::BTreeMap<String, String>) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+fn sandbox_passes(filter: &api::PodSandboxFilter, record: &SandboxRecord) -> bool {
+    record.id.as_str().starts_with(&filter.id)
+        && filter.state.as_ref().is_none_or(|state| state.state == i32::from(to_proto::sandbox_state(record)))
+        && labels_match(&filter.label_selector, &record.spec.labels)
+}
+
+fn container_passes(filter: &api::ContainerFilter, record: &ContainerRecord) -> bool {
+    record.id.as_str().starts_with(&filter.id)
+        && record.sandbox.as_str().starts_with(&filter.pod_sandbox_id)
+        && filter.state.as_ref().is_none_or(|state| state.state == i32::from(to_proto::container_state(record)))
+        && labels_match(&filter.label_selector, &record.spec.labels)
+}
+
+impl Cri {
+    fn refuse(rpc: &'static str) -> impl FnOnce(ServiceError) -> Status {
+        move |error| status(rpc, &error.remote())
+    }
+}
+
+#[tonic::async_trait]
+impl RuntimeService for Cri {
+    async fn version(&self, _: Request<api::VersionRequest>) -> Reply<api::VersionResponse> {
+        Ok(Response::new(api::VersionResponse {
+            version: "0.1.0".into(),
+            runtime_name: "copepod".into(),
+            runtime_version: env!("CARGO_PKG_VERSION").into(),
+            runtime_api_version: API_VERSION.into(),
+        }))
+    }
+
+    async fn run_pod_sandbox(&self, req: Request<api::RunPodSandboxRequest>) -> Reply<api::RunPodSandboxResponse> {
+        let req = req.into_inner();
+        let spec = from_proto::sandbox(req.config, req.runtime_handler).map_err(|error| status("RunPodSandbox", &error))?;
+        let service = self.service.clone();
+        let id = rpc("RunPodSandbox", async move { service.run_sandbox(spec).await }).await?;
+        Ok(Response::new(api::RunPodSandboxResponse { pod_sandbox_id: id.to_string() }))
+    }
+
+    async fn stop_pod_sandbox(&self, req: Request<api::StopPodSandboxRequest>) -> Reply<api::StopPodSandboxResponse> {
+        let (service, id) = (self.service.clone(), req.into_inner().pod_sandbox_id);
+        rpc("StopPodSandbox", async move { service.stop_sandbox(&id).await }).await?;
+        Ok(Response::new(api::StopPodSandboxResponse {}))
+    }
+
+    async fn remove_pod_sandbox(&self, req: Request<api::RemovePodSandboxRequest>) -> Reply<api::RemovePodSandboxResponse> {
+        let (service, id) = (self.service.clone(), req.into_inner().pod_sandbox_id);
+        rpc("RemovePodSandbox", async move { service.remove_sandbox(&id).await }).await?;
+        Ok(Response::new(api::RemovePodSandboxResponse {}))
+    }
+
+    async fn pod_sandbox_status(&self, req: Request<api::PodSandboxStatusRequest>) -> Reply<api::PodSandboxStatusResponse> {
+        let req = req.into_inner();
+        let sandbox = self.service.find_sandbox(&req.pod_sandbox_id).map_err(Self::refuse("PodSandboxStatus"))?;
+        let record = sandbox.record();
+        let containers = self.service.containers_of(&record.id);
+        Ok(Response::new(api::PodSandboxStatusResponse {
+            status: Some(to_proto::sandbox_status(&record)),
+            info: if req.verbose { info(&*record) } else { HashMap::new() },
+            containers_statuses: containers.iter().map(|container| to_proto::container_status(&container.record(), Some(&record))).collect(),
+            timestamp: crate::service::now() as i64,
+        }))
+    }
+
+    async fn list_pod_sandbox(&self, req: Request<api::ListPodSandboxRequest>) -> Reply<api::ListPodSandboxResponse> {
+        let filter = req.into_inner().filter.unwrap_or_default();
+        let mut records: Vec<_> = self.service.sandboxes().iter().map(|sandbox| sandbox.record()).collect();
+        records.retain(|record| sandbox_passes(&filter, record));
+        records.sort_by_key(|record| std::cmp::Reverse(record.created_at));
+        Ok(Response::new(api::ListPodSandboxResponse { items: records.iter().map(|record| to_proto::sandbox(record)).collect() }))
+    }
+
+    async fn create_container(&self, req: Request<api::CreateContainerRequest>) -> Reply<api::CreateContainerResponse> {
+        let req = req.into_inner();
+        let spec = from_proto::container(req.config).map_err(|error| status("CreateContainer", &error))?;
+        let service = self.service.clone();
+        let id = rpc("CreateContainer", async move { service.create_container(&req.pod_sandbox_id, spec).await }).await?;
+        Ok(Response::new(api::CreateContainerResponse { container_id: id.to_string() }))
+    }
+
+    async fn start_container(&self, req: Request<api::StartContainerRequest>) -> Reply<api::StartContainerResponse> {
+        let (service, id) = (self.service.clone(), req.into_inner().container_id);
+        rpc("StartContainer", async move { service.start_container(&id).await }).await?;
+        Ok(Response::new(api::StartContainerResponse {}))
+    }
+
+    async fn stop_container(&self, req: Request<api::StopContainerRequest>) -> Reply<api::StopContainerResponse> {
+        let req = req.into_inner();
+        let grace = Duration::from_secs(u64::try_from(req.timeout).unwrap_or(0));
+        let service = self.service.clone();
+        rpc("StopContainer", async move { service.stop_container(&req.container_id, grace).await }).await?;
+        Ok(Response::new(api::StopContainerResponse {}))
+    }
+
+    async fn remove_container(&self, req: Request<api::RemoveContainerRequest>) -> Reply<api::RemoveContainerResponse> {
+        let (service, id) = (self.service.clone(), req.into_inner().container_id);
+        rpc("RemoveContainer", async move { service.remove_container(&id).await }).await?;
+        Ok(Response::new(api::RemoveContainerResponse {}))
+    }
+
+    async fn list_containers(&self, req: Request<api::ListContainersRequest>) -> Reply<api::ListContainersResponse> {
+        let filter = req.into_inner().filter.unwrap_or_default();
+        let mut records: Vec<_> = self.service.containers().iter().map(|container| container.record()).collect();
+        records.retain(|record| container_passes(&filter, record));
+        records.sort_by_key(|record| std::cmp::Reverse(record.created_at));
+        Ok(Response::new(api::ListContainersResponse { containers: records.iter().map(|record| to_proto::container(record)).collect() }))
+    }
+
+    async fn container_status(&self, req: Request<api::ContainerStatusRequest>) -> Reply<api::ContainerStatusResponse> {
+        let req = req.into_inner();
+        let container = self.service.find_container(&req.container_id).map_err(Self::refuse("ContainerStatus"))?;
+        let record = container.record();
+        let pod = self.service.find_sandbox(record.sandbox.as_str()).ok().map(|sandbox| sandbox.record());
+        Ok(Response::new(api::ContainerStatusResponse {
+            status: Some(to_proto::container_status(&record, pod.as_deref())),
+            info: if req.verbose { info(&*record) } else { HashMap::new() },
+        }))
+    }
+
+    async fn update_container_resources(&self, _: Request<api::UpdateContainerResourcesRequest>) -> Reply<api::UpdateContainerResourcesResponse> {
+        Err(later("UpdateContainerResources"))
+    }
+
+    async fn reopen_container_log(&self, req: Request<api::ReopenContainerLogRequest>) -> Reply<api::ReopenContainerLogResponse> {
+        let (service, id) = (self.service.clone(), req.into_inner().container_id);
+        rpc("ReopenContainerLog", async move { service.reopen_log(&id).await }).await?;
+        Ok(Response::new(api::ReopenContainerLogResponse {}))
+    }
+
+    async fn exec_sync(&self, req: Request<api::ExecSyncRequest>) -> Reply<api::ExecSyncResponse> {
+        let req = req.into_inner();
+        if req.cmd.is_empty() || req.cmd[0].is_empty() {
+            return Err(Status::invalid_argument("field cmd is empty"));
+        }
+        if let Some(part) = req.cmd.iter().find(|part| part.contains('\0')) {
+            return Err(Status::invalid_argument(format!("field cmd: {part:?} has a NUL byte")));
+        }
+        let timeout = Duration::from_secs(u64::try_from(req.timeout).unwrap_or(0));
+        let service = self.service.clone();
+        // Dropped with this future when the client goes: the command is killed then.
+        let (_here, cancelled) = oneshot::channel();
+        let output = rpc("ExecSync", async move { service.exec_sync(&req.container_id, req.cmd, timeout, cancelled).await }).await?;
+        Ok(Response::new(api::ExecSyncResponse { stdout: output.stdout, stderr: output.stderr, exit_code: output.code }))
+    }
+
+    async fn exec(&self, _: Request<api::ExecRequest>) -> Reply<api::ExecResponse> {
+        Err(later("Exec"))
+    }
+
+    async fn attach(&self, _: Request<api::AttachRequest>) -> Reply<api::AttachResponse> {
+        Err(later("Attach"))
+    }
+
+    async fn port_forward(&self, _: Request<api::PortForwardRequest>) -> Reply<api::PortForwardResponse> {
+        Err(later("PortForward"))
+    }
+
+    async fn container_stats(&self, req: Request<api::ContainerStatsRequest>) -> Reply<api::ContainerStatsResponse> {
+        let container = self.service.find_container(&req.into_inner().container_id).map_err(Self::refuse("ContainerStats"))?;
+        let service = self.service.clone();
+        let usage = rpc("ContainerStats", async move { service.container_usage(&container).await }).await?;
+        Ok(Response::new(api::ContainerStatsResponse { stats: Some(to_proto::container_stats(&usage)) }))
+    }
+
+    async fn list_container_stats(&self, req: Request<api::ListContainerStatsRequest>) -> Reply<api::ListContainerStatsResponse> {
+        let filter = req.into_inner().filter.unwrap_or_default();
+        let filter =
+            api::ContainerFilter { id: filter.id, pod_sandbox_id: filter.pod_sandbox_id, label_selector: filter.label_selector, state: None };
+        let mut chosen = self.service.containers();
+        chosen.retain(|container| container_passes(&filter, &container.record()));
+        let service = self.service.clone();
+        let stats = rpc("ListContainerStats", async move {
+            let mut stats = Vec::with_capacity(chosen.len());
+            for container in chosen {
+                stats.push(to_proto::container_stats(&service.container_usage(&container).await?));
+            }
+            Ok::<_, ServiceError>(stats)
+        })
+        .await?;
+        Ok(Response::new(api::ListContainerStatsResponse { stats }))
+    }
+
+    async fn pod_sandbox_stats(&self, req: Request<api::PodSandboxStatsRequest>) -> Reply<api::PodSandboxStatsResponse> {
+        let sandbox = self.service.find_sandbox(&req.into_inner().pod_sandbox_id).map_err(Self::refuse("PodSandboxStats"))?;
+        let service = self.service.clone();
+        let usage = rpc("PodSandboxStats", async move { service.pod_usage(&sandbox).await }).await?;
+        Ok(Response::new(api::PodSandboxStatsResponse { stats: Some(to_proto::sandbox_stats(&usage)) }))
+    }
+
+    async fn list_pod_sandbox_stats(&self, req: Request<api::ListPodSandboxStatsRequest>) -> Reply<api::ListPodSandboxStatsResponse> {
+        let filter = req.into_inner().filter.unwrap_or_default();
+        let filter = api::PodSandboxFilter { id: filter.id, label_selector: filter.label_selector, state: None };
+        let mut chosen = self.service.sandboxes();
+        chosen.retain(|sandbox| sandbox_passes(&filter, &sandbox.record()));
+        let service = self.service.clone();
+        let stats = rpc("ListPodSandboxStats", async move {
+            let mut stats = Vec::with_capacity(chosen.len());
+            for sandbox in chosen {
+                stats.push(to_proto::sandbox_stats(&service.pod_usage(&sandbox).await?));
+            }
+            Ok::<_, ServiceError>(stats)
+        })
+        .await?;
+        Ok(Response::new(api::ListPodSandboxStatsResponse { stats }))
+    }
+
+    async fn update_runtime_config(&self, _: Request<api::UpdateRuntimeConfigRequest>) -> Reply<api::UpdateRuntimeConfigResponse> {
+        // The pod CIDR is the network plugins' business: there is nothing for us to change.
+        Ok(Response::new(api::UpdateRuntimeConfigResponse {}))
+    }
+
+    async fn status(&self, req: Request<api::StatusRequest>) -> Reply<api::StatusResponse> {
+        let condition = |kind: &str, bad: Option<(&str, String)>| api::RuntimeCondition {
+            r#type: kind.into(),
+            status: bad.is_none(),
+            reason: bad.as_ref().map(|(reason, _)| (*reason).into()).unwrap_or_default(),
+            message: bad.map(|(_, message)| message).unwrap_or_default(),
+        };
+        let network = self.service.networks.ready().err().map(|not| ("NetworkPluginNotReady", not.to_string()));
+        let runtime = self.service.check_runtime().err().map(|message| ("RuntimeNotReady", message));
+        let info = if req.into_inner().verbose {
+            HashMap::from([("config".to_string(), serde_json::to_string(&self.service.config).unwrap_or_default())])
+        } else {
+            HashMap::new()
+        };
+        Ok(Response::new(api::StatusResponse {
+            status: Some(api::RuntimeStatus { conditions: vec![condition("RuntimeReady", runtime), condition("NetworkReady", network)] }),
+            info,
+            runtime_handlers: vec![api::RuntimeHandler {
+                name: String::new(),
+                features: Some(api::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false }),
+            }],
+            features: Some(api::RuntimeFeatures { supplemental_groups_policy: true, user_namespaces_host_network: false }),
+        }))
+    }
+
+    async fn checkpoint_container(&self, _: Request<api::CheckpointContainerRequest>) -> Reply<api::CheckpointContainerResponse> {
+        Err(later("CheckpointContainer"))
+    }
+
+    type GetContainerEventsStream = Streaming<api::ContainerEventResponse>;
+
+    async fn get_container_events(&self, _: Request<api::GetEventsRequest>) -> Reply<Self::GetContainerEventsStream> {
+        let events: broadcast::Receiver<_> = self.service.subscribe();
+        // A subscriber that is too slow loses the oldest events; the pod's whole state stands in each later one.
+        let stream = BroadcastStream::new(events).filter_map(|event| match event {
+            Ok(event) => Some(Ok(to_proto::event(&event))),
+            Err(lagged) => {
+                tracing::warn!(%lagged, "a subscriber of events is too slow");
+                None
+            }
+        });
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn list_metric_descriptors(&self, _: Request<api::ListMetricDescriptorsRequest>) -> Reply<api::ListMetricDescriptorsResponse> {
+        Err(later("ListMetricDescriptors"))
+    }
+
+    async fn list_pod_sandbox_metrics(&self, _: Request<api::ListPodSandboxMetricsRequest>) -> Reply<api::ListPodSandboxMetricsResponse> {
+        Err(later("ListPodSandboxMetrics"))
+    }
+
+    async fn runtime_config(&self, _: Request<api::RuntimeConfigRequest>) -> Reply<api::RuntimeConfigResponse> {
+        let linux = api::LinuxRuntimeConfiguration { cgroup_driver: api::CgroupDriver::Cgroupfs.into() };
+        Ok(Response::new(api::RuntimeConfigResponse { linux: Some(linux) }))
+    }
+
+    async fn update_pod_sandbox_resources(&self, _: Request<api::UpdatePodSandboxResourcesRequest>) -> Reply<api::UpdatePodSandboxResourcesResponse> {
+        Err(later("UpdatePodSandboxResources"))
+    }
+
+    // The chunked lists: clients fall back to the plain ones.
+    type StreamPodSandboxesStream = Streaming<api::StreamPodSandboxesResponse>;
+
+    async fn stream_pod_sandboxes(&self, _: Request<api::StreamPodSandboxesRequest>) -> Reply<Self::StreamPodSandboxesStream> {
+        Err(later("StreamPodSandboxes"))
+    }
+
+    type StreamContainersStream = Streaming<api::StreamContainersResponse>;
+
+    async fn stream_containers(&self, _: Request<api::StreamContainersRequest>) -> Reply<Self::StreamContainersStream> {
+        Err(later("StreamContainers"))
+    }
+
+    type StreamContainerStatsStream = Streaming<api::StreamContainerStatsResponse>;
+
+    async fn stream_container_stats(&self, _: Request<api::StreamContainerStatsRequest>) -> Reply<Self::StreamContainerStatsStream> {
+        Err(later("StreamContainerStats"))
+    }
+
+    type StreamPodSandboxStatsStream = Streaming<api::StreamPodSandboxStatsResponse>;
+
+    async fn stream_pod_sandbox_stats(&self, _: Request<api::StreamPodSandboxStatsRequest>) -> Reply<Self::StreamPodSandboxStatsStream> {
+        Err(later("StreamPodSandboxStats"))
+    }
+
+    type StreamPodSandboxMetricsStream = Streaming<api::StreamPodSandboxMetricsResponse>;
+
+    async fn stream_pod_sandbox_metrics(&self, _: Request<api::StreamPodSandboxMetricsRequest>) -> Reply<Self::StreamPodSandboxMetricsStream> {
+        Err(later("StreamPodSandboxMetrics"))
+    }
+}
+
+/// What a record says beyond the status, as the JSON that crictl shows.
+fn info(record: &impl serde::Serialize) -> HashMap<String, String> {
+    HashMap::from([("info".to_string(), serde_json::to_string(record).unwrap_or_default())])
+}

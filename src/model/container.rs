@@ -1,0 +1,179 @@
+//! A container as asked for.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::sandbox::NamespaceModes;
+
+/// The CRI's MountPropagation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub enum Propagation {
+    /// None.
+    #[default]
+    Private,
+    /// Mounts on the host appear in the container.
+    HostToContainer,
+    /// Both ways.
+    Bidirectional,
+}
+
+/// A bind mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Mount {
+    /// Absolute path in the container.
+    pub container_path: PathBuf,
+    /// Absolute path on the host.
+    pub host_path: PathBuf,
+    /// Read-only.
+    pub readonly: bool,
+    /// Read-only with what is mounted below.
+    pub recursive_read_only: bool,
+    /// Propagation.
+    pub propagation: Propagation,
+    /// Asked for; without SELinux there is nothing to do.
+    pub selinux_relabel: bool,
+}
+
+/// A device of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Device {
+    /// Path in the container.
+    pub container_path: PathBuf,
+    /// Path on the host; a directory stands for every device below it.
+    pub host_path: PathBuf,
+    /// Any of `r`, `w`, `m`.
+    pub permissions: String,
+}
+
+/// The CRI's LinuxContainerResources, less what is not asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Resources {
+    /// Microseconds; 0: not set.
+    pub cpu_period: i64,
+    /// Microseconds; 0: not set.
+    pub cpu_quota: i64,
+    /// Weight; 0: not set.
+    pub cpu_shares: i64,
+    /// Bytes; 0: not set.
+    pub memory_limit: i64,
+    /// Bytes of memory and swap; 0: not set.
+    pub memory_swap: i64,
+    /// -1000 to 1000.
+    pub oom_score_adj: i64,
+    /// CPUs; empty: all.
+    pub cpuset_cpus: String,
+    /// Memory nodes; empty: all.
+    pub cpuset_mems: String,
+    /// Page size and bytes.
+    pub hugepages: Vec<(String, u64)>,
+    /// cgroup v2 files.
+    pub unified: BTreeMap<String, String>,
+}
+
+/// A seccomp or AppArmor profile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub enum SecurityProfile {
+    /// None is asked for: unconfined.
+    #[default]
+    Unset,
+    /// The runtime's own.
+    RuntimeDefault,
+    /// None.
+    Unconfined,
+    /// A file or a loaded profile by name.
+    Localhost(String),
+}
+
+/// How groups of the image count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub enum GroupsPolicy {
+    /// They join those listed.
+    #[default]
+    Merge,
+    /// Only those listed.
+    Strict,
+}
+
+/// The CRI's LinuxContainerSecurityContext.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Security {
+    /// Capabilities to add, as names.
+    pub add_capabilities: Vec<String>,
+    /// Capabilities to drop.
+    pub drop_capabilities: Vec<String>,
+    /// Ambient capabilities to add.
+    pub add_ambient_capabilities: Vec<String>,
+    /// Everything allowed.
+    pub privileged: bool,
+    /// Namespaces.
+    pub namespaces: NamespaceModes,
+    /// A number; wins over the name.
+    pub run_as_user: Option<u32>,
+    /// A name in the image.
+    pub run_as_username: String,
+    /// A number; only with a user.
+    pub run_as_group: Option<u32>,
+    /// Read-only root.
+    pub readonly_rootfs: bool,
+    /// Groups beside the primary one.
+    pub supplemental_groups: Vec<u32>,
+    /// How the image's groups count.
+    pub groups_policy: GroupsPolicy,
+    /// no_new_privs.
+    pub no_new_privs: bool,
+    /// Hidden paths.
+    pub masked_paths: Vec<String>,
+    /// Read-only paths.
+    pub readonly_paths: Vec<String>,
+    /// Seccomp.
+    pub seccomp: SecurityProfile,
+    /// AppArmor.
+    pub apparmor: SecurityProfile,
+}
+
+/// A container, as kubelet asks for it; checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct ContainerSpec {
+    /// Its name in the pod.
+    pub name: String,
+    /// How often kubelet has made it before.
+    pub attempt: u32,
+    /// The image reference, which kubelet has resolved.
+    pub image: String,
+    /// The image reference as the user wrote it.
+    pub user_specified_image: String,
+    /// Replaces the image's entrypoint.
+    pub command: Vec<String>,
+    /// Replaces the image's command.
+    pub args: Vec<String>,
+    /// Replaces the image's working directory.
+    pub working_dir: String,
+    /// Environment over the image's; values are any bytes but NUL.
+    pub envs: Vec<(String, Vec<u8>)>,
+    /// Mounts.
+    pub mounts: Vec<Mount>,
+    /// Devices.
+    pub devices: Vec<Device>,
+    /// Labels, returned as they are.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations, returned as they are.
+    pub annotations: BTreeMap<String, String>,
+    /// Below the pod's log directory; empty: no log.
+    pub log_path: PathBuf,
+    /// The process may read stdin.
+    pub stdin: bool,
+    /// stdin closes with its first client.
+    pub stdin_once: bool,
+    /// A terminal.
+    pub tty: bool,
+    /// Limits.
+    pub resources: Resources,
+    /// Security.
+    pub security: Security,
+    /// Replaces the image's stop signal; a number.
+    pub stop_signal: Option<u32>,
+}

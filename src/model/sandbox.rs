@@ -1,0 +1,211 @@
+//! A pod sandbox as asked for.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::sysctl::{self, Holder, SysctlError};
+
+/// Whose namespace: the CRI's NamespaceMode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub enum NamespaceMode {
+    /// The pod's.
+    #[default]
+    Pod,
+    /// The container's own.
+    Container,
+    /// The node's.
+    Node,
+    /// That of another container, named beside it.
+    Target,
+}
+
+/// The CRI's NamespaceOption, less user namespaces, which are refused at the edge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct NamespaceModes {
+    /// Pod or Node.
+    pub network: NamespaceMode,
+    /// Any.
+    pub pid: NamespaceMode,
+    /// Pod or Node.
+    pub ipc: NamespaceMode,
+    /// With `Target`: a container of the pod.
+    pub target_id: String,
+}
+
+/// What a pod is called. Unique over the node with its attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct PodName {
+    /// The pod's name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its uid.
+    pub uid: String,
+    /// How often kubelet has made the sandbox before.
+    pub attempt: u32,
+}
+
+impl PodName {
+    /// The key under which the sandbox's name is reserved and its operations are journalled.
+    pub fn key(&self) -> String {
+        format!("{}/{}/{}/{}", self.namespace, self.name, self.uid, self.attempt)
+    }
+}
+
+/// resolv.conf as kubelet wants it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Dns {
+    /// Name servers.
+    pub servers: Vec<String>,
+    /// Search domains.
+    pub searches: Vec<String>,
+    /// Options.
+    pub options: Vec<String>,
+}
+
+impl Dns {
+    /// The file's text. `None`: nothing is asked for, the host's own file is copied.
+    pub fn resolv_conf(&self) -> Option<String> {
+        if self.servers.is_empty() && self.searches.is_empty() && self.options.is_empty() {
+            return None;
+        }
+        let mut text = String::new();
+        if !self.searches.is_empty() {
+            text.push_str(&format!("search {}\n", self.searches.join(" ")));
+        }
+        for server in &self.servers {
+            text.push_str(&format!("nameserver {server}\n"));
+        }
+        if !self.options.is_empty() {
+            text.push_str(&format!("options {}\n", self.options.join(" ")));
+        }
+        Some(text)
+    }
+}
+
+/// A transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+/// One port that the node forwards to the pod, for the CNI plugin that does it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMapping {
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Port in the pod.
+    pub container_port: u16,
+    /// Port on the node.
+    pub host_port: u16,
+    /// Address on the node; `None`: all.
+    pub host_ip: Option<IpAddr>,
+}
+
+/// A pod sandbox, as kubelet asks for it; checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct SandboxSpec {
+    /// Its name.
+    pub name: PodName,
+    /// Host name; empty with the node's network.
+    pub hostname: String,
+    /// Directory for log files; empty: no logs.
+    pub log_directory: PathBuf,
+    /// DNS.
+    pub dns: Dns,
+    /// Ports.
+    pub ports: Vec<PortMapping>,
+    /// Labels, returned as they are.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations, returned as they are.
+    pub annotations: BTreeMap<String, String>,
+    /// The control group under which containers go; empty: ours.
+    pub cgroup_parent: String,
+    /// Namespaces.
+    pub namespaces: NamespaceModes,
+    /// Sysctls, names with dots.
+    pub sysctls: BTreeMap<String, String>,
+    /// Containers of the pod may be privileged.
+    pub privileged: bool,
+    /// The handler asked for; empty: the default one.
+    pub runtime_handler: String,
+}
+
+/// Why a sandbox can't be.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SandboxSpecError {
+    /// A sysctl that is refused.
+    #[error("field linux.sysctls is refused")]
+    Sysctl(#[from] SysctlError),
+    /// A sysctl of a namespace that the pod shares with the node.
+    #[error("field linux.sysctls: {name} belongs to the {what} namespace, which the pod shares with the node")]
+    SharedNamespace {
+        /// The sysctl.
+        name: String,
+        /// The namespace.
+        what: &'static str,
+    },
+}
+
+impl SandboxSpec {
+    /// The sysctls to set: `defaults` that the pod's namespaces hold, and over them the pod's own.
+    pub fn effective_sysctls(&self, defaults: &BTreeMap<String, String>) -> Result<Vec<(String, String)>, SandboxSpecError> {
+        let own = |holder| match holder {
+            Holder::Net => self.namespaces.network != NamespaceMode::Node,
+            Holder::Ipc => self.namespaces.ipc != NamespaceMode::Node,
+            Holder::Uts => self.namespaces.network != NamespaceMode::Node,
+        };
+        let mut all = BTreeMap::new();
+        for (name, value) in defaults {
+            let (name, holder) = sysctl::parse(name, value)?;
+            if own(holder) {
+                all.insert(name, value.clone());
+            }
+        }
+        for (name, value) in &self.sysctls {
+            let (name, holder) = sysctl::parse(name, value)?;
+            if !own(holder) {
+                let what = match holder {
+                    Holder::Net => "network",
+                    Holder::Ipc => "IPC",
+                    Holder::Uts => "UTS",
+                };
+                return Err(SandboxSpecError::SharedNamespace { name, what });
+            }
+            all.insert(name, value.clone());
+        }
+        Ok(all.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolv_conf_is_as_asked_for() {
+        let check = |dns: Dns, want: Option<&str>| assert_eq!(dns.resolv_conf().as_deref(), want);
+        check(Dns::default(), None);
+        let full = Dns { servers: vec!["10.0.0.1".into(), "::1".into()], searches: vec!["a.b".into(), "c".into()], options: vec!["ndots:5".into()] };
+        check(full, Some("search a.b c\nnameserver 10.0.0.1\nnameserver ::1\noptions ndots:5\n"));
+    }
+
+    #[test]
+    fn sysctls_follow_the_pods_namespaces() {
+        let defaults = BTreeMap::from([("net.ipv4.x".to_string(), "0".to_string())]);
+        let mut spec = SandboxSpec { sysctls: BTreeMap::from([("net/ipv4/x".into(), "1".into())]), ..SandboxSpec::default() };
+        assert_eq!(spec.effective_sysctls(&defaults).unwrap(), [("net.ipv4.x".to_string(), "1".to_string())]);
+        spec.namespaces.network = NamespaceMode::Node;
+        assert!(matches!(spec.effective_sysctls(&defaults), Err(SandboxSpecError::SharedNamespace { what: "network", .. })));
+        spec.sysctls.clear();
+        assert!(spec.effective_sysctls(&defaults).unwrap().is_empty());
+    }
+}
