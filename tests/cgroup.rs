@@ -416,6 +416,30 @@ fn statistics_are_the_kernels() {
 }
 
 #[test]
+fn a_thread_enters_v1_by_itself() {
+    if !common::root("a_thread_enters_v1_by_itself") {
+        return;
+    }
+    for hierarchy in hierarchies() {
+        let group = Group::new(&hierarchy, "entrance");
+        let entrance = group.cgroup.entrance().unwrap();
+        let unified = hierarchy.mounts().iter().any(|(label, _)| matches!(*label, "" | "unified"));
+        assert_eq!(entrance.clone_into().is_some(), unified);
+        assert_eq!(entrance.fds().is_empty(), hierarchy.is_v2());
+        // In v1 a thread can be elsewhere than its process.
+        let entered = move || {
+            entrance.enter_after_clone().unwrap();
+            std::fs::read_to_string("/proc/thread-self/cgroup").unwrap()
+        };
+        let text = std::thread::spawn(entered).join().unwrap();
+        for (label, _) in hierarchy.mounts().into_iter().filter(|(label, _)| !matches!(*label, "" | "unified")) {
+            let line = text.lines().find(|line| line.split(':').nth(1).is_some_and(|names| names.trim_start_matches("name=") == label)).unwrap();
+            assert!(line.ends_with(group.cgroup.path()), "{line}");
+        }
+    }
+}
+
+#[test]
 fn the_directory_is_for_clone_on_v2() {
     if !common::root("the_directory_is_for_clone_on_v2") {
         return;

@@ -73,6 +73,12 @@ impl Dir {
         self.write_raw("cgroup.procs", &pid.to_string()).map_err(|source| CgroupError::Enter { pid, path: self.path.clone(), source })
     }
 
+    /// Opens a file for writing.
+    pub(super) fn open_write(&self, name: &str) -> Result<OwnedFd, CgroupError> {
+        rustix::fs::openat(&self.fd, name, OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
+            .map_err(|errno| CgroupError::Open { path: self.file(name), source: errno.into() })
+    }
+
     fn write_raw(&self, name: &str, value: &str) -> io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::openat(&self.fd, name, flags, Mode::empty())?;

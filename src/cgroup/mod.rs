@@ -10,6 +10,7 @@
 mod convert;
 mod devices;
 mod dir;
+mod entrance;
 mod error;
 mod hierarchy;
 mod kill;
@@ -21,6 +22,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+pub use self::entrance::Entrance;
 pub use self::error::CgroupError;
 pub use self::hierarchy::{Hierarchy, Version};
 pub use self::stats::{CpuStats, HugepageStats, IoStats, MemoryStats, PidsStats, Pressure, PressureShare, Stats, SwapStats};
@@ -145,12 +147,21 @@ impl Cgroup {
         }
     }
 
-    /// Moves a process in, on v1 in every hierarchy; 0: the caller. Its children born later are in it, those that it has are
-    /// not. FailedPrecondition: v2's group has become a parent of groups with controllers; NotFound: either is gone.
+    /// Moves a process in, on v1 in every hierarchy; 0: the caller, which has one thread only. Its children born later are in
+    /// it, those that it has are not. Costs about 10 ms; a new process goes in by an [`entrance`](Self::entrance).
+    /// FailedPrecondition: v2's group has become a parent of groups with controllers; NotFound: either is gone.
     pub fn enter(&self, pid: u32) -> Result<(), CgroupError> {
         match &self.inner {
             Inner::V1(group) => group.enter(pid),
             Inner::V2(group) => Dir::open(&group.dir)?.enter(pid),
+        }
+    }
+
+    /// Opens the way in for a process that is about to be cloned. Errors as of [`enter`](Self::enter).
+    pub fn entrance(&self) -> Result<Entrance, CgroupError> {
+        match &self.inner {
+            Inner::V1(group) => group.entrance(),
+            Inner::V2(group) => group.entrance(),
         }
     }
 

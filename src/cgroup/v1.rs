@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::devices;
 use super::dir::{self, Dir};
+use super::entrance::{Door, Entrance};
 use super::hierarchy::Mount;
 use super::{CgroupError, convert};
 use crate::plan::{DeviceRule, Resources};
@@ -154,7 +155,22 @@ impl Group {
     }
 
     pub(super) fn enter(&self, pid: u32) -> Result<(), CgroupError> {
+        if pid == 0 {
+            return self.entrance()?.enter_self();
+        }
         self.places.iter().try_for_each(|place| Dir::open(&place.dir)?.enter(pid))
+    }
+
+    pub(super) fn entrance(&self) -> Result<Entrance, CgroupError> {
+        let mut entrance = Entrance { doors: Vec::new(), unified: None };
+        for place in &self.places {
+            let dir = Dir::open(&place.dir)?;
+            // A hybrid's v2 takes whole processes only.
+            let file = if place.mount.names.is_empty() { "cgroup.procs" } else { "tasks" };
+            let door = Door { file: dir.open_write(file)?, path: place.dir.clone() };
+            if place.mount.names.is_empty() { entrance.unified = Some((door, dir.into_fd())) } else { entrance.doors.push(door) }
+        }
+        Ok(entrance)
     }
 
     /// The processes of all hierarchies together: one may have been moved in some of them only. Sorted, each once.

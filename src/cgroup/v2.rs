@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 
 use super::dir::{self, Dir};
+use super::entrance::{Door, Entrance};
 use super::stats::field;
 use super::{CgroupError, convert, devices};
 use crate::plan::{DeviceRule, Resources};
@@ -143,6 +144,12 @@ impl Group {
         old.iter().try_for_each(|filter| bpf::detach_device_filter(dir.fd().as_fd(), filter.as_fd()).map_err(failed("detach")))
     }
 
+    pub(super) fn entrance(&self) -> Result<Entrance, CgroupError> {
+        let dir = Dir::open(&self.dir)?;
+        let door = Door { file: dir.open_write("cgroup.procs")?, path: self.dir.clone() };
+        Ok(Entrance { doors: Vec::new(), unified: Some((door, dir.into_fd())) })
+    }
+
     pub(super) fn procs(&self, recursive: bool) -> Result<Vec<u32>, CgroupError> {
         let mut pids = Vec::new();
         if let Some(dir) = Dir::find(&self.dir)? {
@@ -226,6 +233,7 @@ fn wait_for(dir: &Dir, line: &str, deadline: Instant) -> Result<bool, CgroupErro
     let failed = |errno: rustix::io::Errno| CgroupError::Read { file: dir.file(FILE), source: errno.into() };
     let Some(file) = dir.open_file(FILE)? else { return Ok(true) };
     let mut bytes = [0u8; 256];
+    let mut pause = Duration::from_micros(100);
     loop {
         let n = match rustix::io::retry_on_intr(|| rustix::io::pread(&file, &mut bytes, 0)) {
             Ok(n) => n,
@@ -239,8 +247,10 @@ fn wait_for(dir: &Dir, line: &str, deadline: Instant) -> Result<bool, CgroupErro
         if left.is_zero() {
             return Ok(false);
         }
-        // A change since the last read wakes with POLLPRI.
-        let timeout = rustix::event::Timespec::try_from(left).ok();
+        // A change since the last read wakes with POLLPRI; but the kernel lets 10 ms pass between two such, and what was
+        // killed is mostly gone in less than one.
+        let timeout = rustix::event::Timespec::try_from(left.min(pause)).ok();
+        pause = (pause * 2).min(Duration::from_millis(100));
         match rustix::event::poll(&mut [PollFd::new(&file, PollFlags::PRI)], timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(failed(errno)),
