@@ -74,7 +74,7 @@ pub struct Span(pub Duration);
 impl Serialize for Span {
     fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let ms = self.0.as_millis();
-        to.serialize_str(&if ms % 1000 == 0 { format!("{}s", ms / 1000) } else { format!("{ms}ms") })
+        to.serialize_str(&if ms.is_multiple_of(1000) { format!("{}s", ms / 1000) } else { format!("{ms}ms") })
     }
 }
 

@@ -381,7 +381,7 @@ fn profile(field: &str, from: Option<api::SecurityProfile>) -> Result<SecurityPr
 /// Credentials of a pull.
 pub fn credentials(auth: Option<api::AuthConfig>) -> Option<crate::image::Credentials> {
     let auth = auth?;
-    (auth != api::AuthConfig::default()).then(|| crate::image::Credentials {
+    (auth != api::AuthConfig::default()).then_some(crate::image::Credentials {
         username: auth.username,
         password: auth.password,
         auth: auth.auth,
