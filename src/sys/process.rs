@@ -46,13 +46,77 @@ pub fn threads() -> io::Result<usize> {
     Ok(std::fs::read_dir("/proc/self/task")?.count())
 }
 
+/// Whether this process has one thread. Needs no /proc: the kernel refuses CLONE_THREAD in unshare(2) to any other.
+pub fn single_threaded() -> bool {
+    // SAFETY: in a process of one thread the call changes nothing, and in any other it fails.
+    #[allow(clippy::disallowed_methods)]
+    let done = unsafe { libc::unshare(libc::CLONE_THREAD) };
+    done == 0
+}
+
+/// The descriptors that a forked child keeps, by number: a list that outlives the borrows it was made of.
+#[derive(Debug, Clone)]
+pub struct Keep(Vec<u32>);
+
+impl Keep {
+    /// These and no others.
+    pub fn only(fds: &[BorrowedFd<'_>]) -> Self {
+        let mut numbers: Vec<u32> = fds.iter().map(|fd| fd.as_raw_fd() as u32).collect();
+        numbers.sort_unstable();
+        Self(numbers)
+    }
+}
+
+/// Forks, runs `child` in the new process and ends that with the code it returns, without destructors of what stands above.
+/// With `keep`, the child first closes every other descriptor from 3 on: `child` must use none but those.
+///
+/// # Errors
+/// `InvalidInput` in a process of more than one thread: a child would get a copy of every lock as it is at this instant.
+pub fn spawn(args: CloneArgs<'_>, keep: Option<Keep>, child: impl FnOnce() -> i32) -> io::Result<(Pid, OwnedFd)> {
+    if !single_threaded() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "only single-threaded processes fork"));
+    }
+    // SAFETY: this is the only thread.
+    match unsafe { clone(args) }? {
+        Forked::Parent(pid, pidfd) => Ok((pid, pidfd)),
+        Forked::Child => {
+            let _never_unwind = EndOnDrop;
+            if let Some(Keep(keep)) = keep {
+                let mut next = 3;
+                for fd in keep {
+                    if fd > next && close_range(next, fd - 1, 0).is_err() {
+                        exit_now(CHILD_FAILED);
+                    }
+                    next = next.max(fd + 1);
+                }
+                if close_range(next, u32::MAX, 0).is_err() {
+                    exit_now(CHILD_FAILED);
+                }
+            }
+            exit_now(child());
+        }
+    }
+}
+
+/// Exit code of a forked child that panicked or could not begin.
+pub const CHILD_FAILED: i32 = 70;
+
+/// Ends a forked child that unwinds: it must never run on in its parent's stack frames.
+struct EndOnDrop;
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        exit_now(CHILD_FAILED);
+    }
+}
+
 /// Forks with clone3(2).
 ///
 /// # Safety
 /// The caller must be the only thread of the process: the child gets a copy of every lock (the allocator's among them) as
 /// it is at this instant. Debug builds check it.
 pub unsafe fn clone(args: CloneArgs<'_>) -> io::Result<Forked> {
-    debug_assert!(threads().is_ok_and(|n| n == 1), "only single-threaded processes fork");
+    debug_assert!(single_threaded(), "only single-threaded processes fork");
     if args.flags & (libc::CLONE_VM | libc::CLONE_FILES) as u64 != 0 {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -212,6 +276,54 @@ pub fn drain_signalfd(fd: BorrowedFd<'_>) {
     while matches!(rustix::io::read(fd, &mut buffer), Ok(n) if n > 0) {}
 }
 
+/// Blocks every signal that can be blocked.
+pub fn block_signals() {
+    // SAFETY: a full set is a valid mask, and the old one is not asked for.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
+    }
+}
+
+/// What an init of a PID namespace does that has nothing to do: closes every descriptor, reaps orphans, and ends on SIGTERM or
+/// SIGINT. [`block_signals`] comes first, or the kernel would drop both, as it does for an init without handlers.
+pub fn idle_as_init() -> ! {
+    // SAFETY: this function never returns and uses no descriptor, so that nobody misses those that are closed.
+    let _ = unsafe { close_from(0) };
+    // SAFETY: the set lives through the loop.
+    let set = unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for number in [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT] {
+            libc::sigaddset(&raw mut set, number);
+        }
+        set
+    };
+    loop {
+        // SAFETY: `set` is valid, and no siginfo is asked for.
+        match unsafe { libc::sigwaitinfo(&raw const set, std::ptr::null_mut()) } {
+            libc::SIGTERM | libc::SIGINT => exit_now(0),
+            _ => while let Ok(Some(_)) = reap() {},
+        }
+    }
+}
+
+/// The process of a pidfd as `proc`, a procfs, sees it: from /proc/self/fdinfo. 0: it has ended, or is in no namespace below.
+pub fn pidfd_pid(proc: BorrowedFd<'_>, pidfd: BorrowedFd<'_>) -> io::Result<u32> {
+    use rustix::fs::{Mode, OFlags};
+    let info = rustix::fs::openat(proc, format!("self/fdinfo/{}", pidfd.as_raw_fd()), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let info = io::read_to_string(std::fs::File::from(info))?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).ok_or(io::ErrorKind::InvalidData)?;
+    Ok(pid.trim().parse().unwrap_or(0))
+}
+
+/// Sends SIGKILL to a child by its pid. Only for a child that nobody else can reap: else the pid may be another's by now.
+pub fn kill_child(pid: u32) -> io::Result<()> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(rustix::process::kill_process(pid, rustix::process::Signal::KILL)?)
+}
+
 /// Sets or clears PR_SET_DUMPABLE. A process that isn't dumpable can't be traced, and its /proc/PID/{root,fd,exe} are
 /// closed to the container.
 pub fn set_dumpable(on: bool) -> io::Result<()> {
@@ -237,9 +349,37 @@ fn prctl(option: i32, value: u64) -> io::Result<()> {
     }
 }
 
+/// Opens /dev/null on those of the descriptors 0 to 2 that are closed, so that nothing else is ever opened there.
+pub fn occupy_stdio() -> io::Result<()> {
+    use std::os::fd::IntoRawFd;
+    loop {
+        let null = rustix::fs::open(c"/dev/null", rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+        if null.as_raw_fd() > 2 {
+            return Ok(());
+        }
+        let _stays_open = null.into_raw_fd();
+    }
+}
+
+/// Makes 0, 1 and 2 copies of these descriptors, which stay open across execve. The originals stay as they are.
+pub fn set_stdio(streams: [BorrowedFd<'_>; 3]) -> io::Result<()> {
+    // First above 2, so that none is overwritten before it was copied.
+    let mut above = Vec::with_capacity(3);
+    for fd in streams {
+        above.push(rustix::io::fcntl_dupfd_cloexec(fd, 3)?);
+    }
+    for (number, fd) in (0..).zip(&above) {
+        // SAFETY: both are descriptors; whoever owned 0 to 2 finds them replaced, which is what standard streams are for.
+        if unsafe { libc::dup2(fd.as_raw_fd(), number) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Marks every descriptor from `first` on close-on-exec (Linux 5.11).
 pub fn close_on_exec_from(first: u32) -> io::Result<()> {
-    close_range(first, 1 << 2)
+    close_range(first, u32::MAX, 1 << 2)
 }
 
 /// Closes every descriptor from `first` on, whoever owns it: for a forked child that keeps only what stands below.
@@ -247,12 +387,12 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
 /// # Safety
 /// No `OwnedFd` at or above `first` may be used or dropped afterwards.
 pub unsafe fn close_from(first: u32) -> io::Result<()> {
-    close_range(first, 0)
+    close_range(first, u32::MAX, 0)
 }
 
-fn close_range(first: u32, flags: u32) -> io::Result<()> {
+fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
     // SAFETY: the call takes integers only; that nobody uses a closed descriptor is the public functions' contract.
-    match unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) } {
+    match unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
