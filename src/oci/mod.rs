@@ -15,8 +15,18 @@ pub mod exec;
 pub mod handshake;
 pub mod sandbox;
 
-pub use error::OciError;
+mod cgroup_view;
+mod devices;
+mod helper;
+mod hide;
+mod host;
+mod init;
+mod mounts;
+mod paths;
+mod process;
+mod root;
+mod terminal;
+mod user;
 
-/// Stands in until `cgroup` has it.
-#[derive(Debug)]
-pub struct Hierarchy;
+pub use crate::cgroup::Hierarchy;
+pub use error::OciError;

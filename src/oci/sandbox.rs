@@ -1,9 +1,20 @@
-//! A pod's own namespaces, and the pause process of a pod that shares its PID namespace.
+//! A pod's own namespaces, its /dev/shm, and the pause process of a pod that shares its PID namespace.
+//!
+//! Runs in a creator, before any container. Networks are not its business beyond `lo`: CNI comes afterwards, from the daemon.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
 
-use super::OciError;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+
+use super::handshake;
+use super::host::Host;
+use super::{OciError, mounts};
 use crate::plan::SandboxPlan;
+use crate::sys::mount::{self, Attributes, NewFs};
+use crate::sys::process::{CloneArgs, Keep};
+use crate::sys::{creds, fd, net, ns, process};
 
 /// What holds a pod's namespaces open. `None`: the pod uses the host's.
 #[derive(Debug, Default)]
@@ -22,7 +33,218 @@ pub struct SandboxNamespaces {
     pub pause: Option<(u32, OwnedFd)>,
 }
 
-/// Makes the pod's namespaces. Runs in a creator.
-pub fn create(_plan: &SandboxPlan) -> Result<SandboxNamespaces, OciError> {
-    Err(OciError::Unbuilt("sandbox::create"))
+/// Makes the pod's namespaces. Runs in a creator. If it fails, nothing is left of them; a pause process ends with its creator's
+/// half of their socket.
+pub fn create(plan: &SandboxPlan) -> Result<SandboxNamespaces, OciError> {
+    process::set_dumpable(false).map_err(|error| OciError::Host("process attributes", error))?;
+    rustix::process::umask(Mode::empty());
+    let host = Host::open().map_err(|error| OciError::Host("namespaces", error))?;
+
+    let wanted = [(plan.new_net, ns::Kind::Net), (plan.new_ipc, ns::Kind::Ipc), (plan.new_uts, ns::Kind::Uts)];
+    for (_, kind) in wanted.iter().filter(|(new, _)| *new) {
+        ns::unshare(&[*kind]).map_err(|error| OciError::Unshare(kind.name(), error))?;
+    }
+    let open = |new: bool, kind: ns::Kind| {
+        let open = || ns::open(host.proc.as_fd(), None, kind).map_err(|error| OciError::Host("namespaces", error));
+        new.then(open).transpose()
+    };
+    let (net, ipc, uts) = (open(plan.new_net, ns::Kind::Net)?, open(plan.new_ipc, ns::Kind::Ipc)?, open(plan.new_uts, ns::Kind::Uts)?);
+
+    if plan.new_uts {
+        rustix::system::sethostname(plan.hostname.as_bytes())
+            .map_err(|error| OciError::Set { what: format!("host name {}", plan.hostname), source: error.into() })?;
+    }
+    if plan.new_net {
+        net::loopback_up().map_err(|source| OciError::Set { what: "lo up".into(), source })?;
+    }
+    for (name, value) in &plan.sysctls {
+        set_sysctl(name, value, plan, host.proc.as_fd())?;
+    }
+
+    let staging = (plan.shm_bytes > 0).then(|| staging(plan.shm_bytes, &host)).transpose()?;
+    let (pid, pause) = if plan.shared_pid {
+        let (pid, pause) = pause(plan, &host)?;
+        (Some(pid), Some(pause))
+    } else {
+        (None, None)
+    };
+    Ok(SandboxNamespaces { net, ipc, uts, pid, staging, pause })
+}
+
+/// The namespace that a sysctl belongs to; `None`: the whole node's, or unknown. The last word after the daemon's own check: what is
+/// written here can only ever reach a namespace of the pod (CVE-2022-0811).
+fn namespace_of(path: &str) -> Option<ns::Kind> {
+    const IPC: [&str; 8] = [
+        "kernel/msgmax",
+        "kernel/msgmnb",
+        "kernel/msgmni",
+        "kernel/sem",
+        "kernel/shmall",
+        "kernel/shmmax",
+        "kernel/shmmni",
+        "kernel/shm_rmid_forced",
+    ];
+    match path {
+        "kernel/hostname" | "kernel/domainname" => Some(ns::Kind::Uts),
+        _ if IPC.contains(&path) || path.starts_with("fs/mqueue/") => Some(ns::Kind::Ipc),
+        _ if path.starts_with("net/") => Some(ns::Kind::Net),
+        _ => None,
+    }
+}
+
+/// The path of a sysctl below /proc/sys. As in sysctl(8): whichever of `.` and `/` comes first separates, the other is part of
+/// a name, such as that of a network interface.
+fn sysctl_path(name: &str) -> Option<String> {
+    let dots = name.find(['.', '/']).is_none_or(|at| name.as_bytes()[at] == b'.');
+    let path: String = if dots {
+        name.chars()
+            .map(|c| {
+                if c == '.' {
+                    '/'
+                } else if c == '/' {
+                    '.'
+                } else {
+                    c
+                }
+            })
+            .collect()
+    } else {
+        name.into()
+    };
+    let fits = |part: &str| !part.is_empty() && part != "." && part != ".." && part.bytes().all(|b| b.is_ascii_graphic());
+    path.split('/').all(fits).then_some(path)
+}
+
+fn set_sysctl(name: &str, value: &str, plan: &SandboxPlan, proc: BorrowedFd<'_>) -> Result<(), OciError> {
+    let bad = || OciError::SysctlName(name.into());
+    let path = sysctl_path(name).ok_or_else(bad)?;
+    let own = match namespace_of(&path) {
+        Some(ns::Kind::Net) => plan.new_net,
+        Some(ns::Kind::Ipc) => plan.new_ipc,
+        Some(ns::Kind::Uts) => plan.new_uts,
+        _ => false,
+    };
+    if !own {
+        return Err(bad());
+    }
+    let failed = |error: rustix::io::Errno| OciError::Set { what: format!("sysctl {name} to {value:?}"), source: error.into() };
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let file = rustix::fs::openat2(proc, format!("sys/{path}"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve).map_err(failed)?;
+    rustix::io::write(&file, value.as_bytes()).map(drop).map_err(failed)
+}
+
+/// A mount namespace whose root is a tmpfs with the pod's /dev/shm in it, and which holds nothing of the host.
+fn staging(shm_bytes: u64, host: &Host) -> Result<OwnedFd, OciError> {
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| OciError::Staging { what: "staging mounts", source };
+    ns::unshare(&[ns::Kind::Mount]).map_err(|error| OciError::Unshare("mnt", error))?;
+    let root = empty_root("mode=700,size=64k", false).map_err(failed)?;
+    rustix::fs::mkdirat(CWD, mounts::STAGED_SHM, Mode::from_raw_mode(0o700)).map_err(|error| failed(Box::new(error)))?;
+    let shm = shm(shm_bytes).map_err(|error| OciError::Staging { what: "/dev/shm", source: Box::new(error) })?;
+    mount::attach_at(shm.as_fd(), Path::new(mounts::STAGED_SHM)).map_err(|error| failed(Box::new(error)))?;
+    drop(root);
+    let namespace = ns::open(host.proc.as_fd(), None, ns::Kind::Mount).map_err(|error| failed(Box::new(error)))?;
+    host.come_back().map_err(|error| OciError::Host("mount namespace", error))?;
+    Ok(namespace)
+}
+
+fn shm(bytes: u64) -> Result<OwnedFd, mount::NewFsError> {
+    let fs = NewFs::open("tmpfs")?;
+    fs.set("source", "shm")?;
+    fs.options(&format!("mode=1777,size={bytes}"))?;
+    fs.mount(Attributes { nosuid: true, nodev: true, noexec: true, ..Attributes::default() })
+}
+
+/// Makes an empty tmpfs the root, in a mount namespace that this process has just made.
+fn empty_root(options: &str, readonly: bool) -> Result<OwnedFd, Box<dyn std::error::Error + Send + Sync>> {
+    mount::set_propagation_of_all(mount::Propagation::Private)?;
+    let fs = NewFs::open("tmpfs")?;
+    fs.set("source", "tmpfs")?;
+    fs.options(options)?;
+    let root = fs.mount(Attributes { readonly, nosuid: true, nodev: true, noexec: true, noatime: false })?;
+    // Any directory will do as a mountpoint on the way; this one is on every host.
+    mount::attach_at(root.as_fd(), Path::new("/proc"))?;
+    mount::pivot_into(root.as_fd())?;
+    Ok(root)
+}
+
+/// How long the pause process may take to begin.
+const BEGIN: Duration = Duration::from_secs(30);
+
+/// Starts the pause process, and gives its PID namespace.
+fn pause(plan: &SandboxPlan, host: &Host) -> Result<(OwnedFd, (u32, OwnedFd)), OciError> {
+    let failed = |error: std::io::Error| OciError::Pause(error);
+    ns::unshare(&[ns::Kind::Pid]).map_err(|error| OciError::Unshare("pid", error))?;
+    ns::unshare(&[ns::Kind::Mount]).map_err(|error| OciError::Unshare("mnt", error))?;
+    empty_root("mode=555,size=4k,nr_inodes=2", true).map_err(|source| OciError::Staging { what: "root of the pause process", source })?;
+    let (ours, theirs) = fd::seqpacket_pair().map_err(failed)?;
+    let proc = host.proc.try_clone().map_err(failed)?;
+    let keep = Keep::only(&[theirs.as_fd(), proc.as_fd()]);
+    let score = plan.oom_score_adj;
+    let args = CloneArgs { flags: libc::CLONE_PARENT as u64, cgroup: None };
+    let (pid, pidfd) = process::spawn(args, Some(keep), move || be_pause(theirs, proc, score)).map_err(failed)?;
+    host.come_back().map_err(|error| OciError::Host("mount namespace", error))?;
+    let pid = pid.as_raw_nonzero().get() as u32;
+    let begun = match handshake::readable(ours.as_fd(), BEGIN).map_err(failed)? {
+        true => fd::receive(ours.as_fd(), 16).map_err(failed)?.is_some(),
+        false => false,
+    };
+    let namespace = ns::open(host.proc.as_fd(), Some(pid), ns::Kind::Pid).map_err(failed);
+    if !begun || namespace.is_err() {
+        let _ = process::signal(pidfd.as_fd(), libc::SIGKILL as u32);
+    }
+    if !begun {
+        return Err(OciError::PauseFailed);
+    }
+    Ok((namespace?, (pid, pidfd)))
+}
+
+/// The pause process: PID 1 of the pod, with an empty root, no descriptors and no capabilities.
+fn be_pause(socket: OwnedFd, proc: OwnedFd, oom_score_adj: Option<i32>) -> i32 {
+    let prepare = || -> std::io::Result<()> {
+        process::set_name(c"pause");
+        process::reset_signals();
+        process::block_signals();
+        rustix::process::setsid()?;
+        if let Some(score) = oom_score_adj {
+            let file = rustix::fs::openat(&proc, c"self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+            // A node without CAP_SYS_RESOURCE can't protect it; the pod works without.
+            let _ = rustix::io::write(&file, score.to_string().as_bytes());
+        }
+        creds::drop_bounding(0)?;
+        creds::set_ambient(0)?;
+        creds::set_capabilities(creds::Sets::default())?;
+        creds::set_no_new_privileges()?;
+        // Again: a change of capabilities may have set it.
+        process::set_dumpable(false)?;
+        fd::send(socket.as_fd(), b"ready", &[])
+    };
+    match prepare() {
+        Ok(()) => process::idle_as_init(),
+        Err(_) => process::CHILD_FAILED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sysctls_stay_in_the_pods_namespaces() {
+        let check = |name: &str, path: Option<&str>, kind: Option<ns::Kind>| {
+            let found = sysctl_path(name);
+            assert_eq!(found.as_deref(), path, "{name}");
+            assert_eq!(found.as_deref().and_then(namespace_of), kind, "{name}");
+        };
+        check("net.ipv4.ip_local_port_range", Some("net/ipv4/ip_local_port_range"), Some(ns::Kind::Net));
+        check("net/ipv4/conf/eth0.1/forwarding", Some("net/ipv4/conf/eth0.1/forwarding"), Some(ns::Kind::Net));
+        check("net.ipv4.conf.eth0/1.forwarding", Some("net/ipv4/conf/eth0.1/forwarding"), Some(ns::Kind::Net));
+        check("kernel.shm_rmid_forced", Some("kernel/shm_rmid_forced"), Some(ns::Kind::Ipc));
+        check("fs.mqueue.msg_max", Some("fs/mqueue/msg_max"), Some(ns::Kind::Ipc));
+        check("kernel.core_pattern", Some("kernel/core_pattern"), None);
+        check("vm.overcommit_memory", Some("vm/overcommit_memory"), None);
+        for bad in ["", "net..ipv4", "net/../kernel/core_pattern", "net.ipv4.", "net.a b", "net.a\nb"] {
+            check(bad, None, None);
+        }
+        check("net.//kernel.core_pattern", Some("net/../kernel/core_pattern").filter(|_| false), None);
+    }
 }

@@ -1,0 +1,188 @@
+//! What a container's init does from its clone to execve.
+//!
+//! It begins with the container's root as its own, in namespaces that its creator has prepared, with the few descriptors it needs;
+//! it has never seen a path of the host. It is not dumpable until it executes the container's program, so that
+//! no process of a shared PID namespace can look into it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::fs::{CWD, Mode, OFlags};
+
+use super::create::Stdio;
+use super::handshake::{self, FromInit};
+use super::hide::{self, HideError};
+use super::mounts::{self, Attached, MountError, Prepared};
+use super::paths::Root;
+use super::process::{self, DefaultLimits, ProcessError, Ready};
+use super::terminal::{self, TerminalError};
+use super::user::{self, UserError};
+use crate::errchain::{Kind, Kinded, Remote};
+use crate::plan::{ContainerPlan, Namespace, ResolvedUser};
+use crate::sys::{mount, ns, process as sys_process};
+
+/// An init that can't become the container's process.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// The socket.
+    #[error("cannot talk to the monitor")]
+    Socket(#[source] io::Error),
+    /// setsid(2).
+    #[error("cannot start a session")]
+    Session(#[source] io::Error),
+    /// cgroup_namespaces(7).
+    #[error("cannot make a cgroup namespace")]
+    CgroupNamespace(#[source] io::Error),
+    /// The root directory.
+    #[error("cannot open the container's root")]
+    Root(#[source] io::Error),
+    /// A mount.
+    #[error("cannot mount {target}")]
+    Mount {
+        /// Where.
+        target: PathBuf,
+        /// Why.
+        source: MountError,
+    },
+    /// Mounts that become read-only at last.
+    #[error("cannot make {0} read-only")]
+    Readonly(&'static str, #[source] io::Error),
+    /// Masked and read-only paths.
+    #[error("cannot protect paths of the container")]
+    Hide(#[source] HideError),
+    /// The terminal.
+    #[error("cannot set up the terminal")]
+    Terminal(#[source] TerminalError),
+    /// The user.
+    #[error("cannot resolve the container's user")]
+    User(#[source] UserError),
+    /// The process.
+    #[error("cannot start the container's process")]
+    Process(#[source] ProcessError),
+}
+
+impl Kinded for InitError {
+    fn kind(&self) -> Kind {
+        match self {
+            InitError::Mount { source, .. } => source.kind(),
+            InitError::Hide(error) => error.kind(),
+            InitError::Terminal(error) => error.kind(),
+            InitError::User(error) => error.kind(),
+            InitError::Process(error) => error.kind(),
+            _ => Kind::Internal,
+        }
+    }
+}
+
+/// What init is given.
+pub struct Init<'a> {
+    /// What to be.
+    pub plan: &'a ContainerPlan,
+    /// Its mounts, in order.
+    pub mounts: Vec<Prepared<'a>>,
+    /// A detached mount of the null device.
+    pub null: OwnedFd,
+    /// The standard streams.
+    pub stdio: Stdio,
+    /// Its end of the handshake.
+    pub socket: OwnedFd,
+    /// The host's /proc.
+    pub proc: OwnedFd,
+    /// Limits that the plan doesn't name.
+    pub limits: DefaultLimits,
+}
+
+impl Init<'_> {
+    /// Every descriptor it needs.
+    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        let own = [self.null.as_fd(), self.socket.as_fd(), self.proc.as_fd()];
+        let streams = process::streams(&self.stdio);
+        own.into_iter().chain(streams).chain(self.mounts.iter().flat_map(Prepared::fds)).collect()
+    }
+}
+
+/// Runs init: in the clone, to its end. The code is that of a process that could not start.
+pub fn run(init: Init<'_>) -> i32 {
+    let Ok(socket) = init.socket.try_clone() else { return sys_process::CHILD_FAILED };
+    let failed = match set_up(init) {
+        Ok(None) => return sys_process::CHILD_FAILED,
+        Ok(Some(ready)) => match handshake::wait(socket.as_fd()) {
+            Ok(true) => InitError::Process(ready.execute()),
+            // The monitor is gone, or it will not start this container.
+            Ok(false) => return sys_process::CHILD_FAILED,
+            Err(error) => InitError::Socket(error),
+        },
+        Err(error) => error,
+    };
+    // Where nobody hears it, nobody waits for it.
+    let _ = handshake::say(socket.as_fd(), &FromInit::Failed(Remote::new(&failed)), &[]);
+    sys_process::CHILD_FAILED
+}
+
+/// Everything up to "ready". `None`: the creator is gone.
+fn set_up(init: Init<'_>) -> Result<Option<Ready<'_>>, InitError> {
+    let Init { plan, mounts, null, stdio, socket, proc, limits } = init;
+    sys_process::set_name(c"copepod:init");
+    if !handshake::wait(socket.as_fd()).map_err(InitError::Socket)? {
+        return Ok(None);
+    }
+    rustix::process::setsid().map_err(|error| InitError::Session(error.into()))?;
+    if plan.namespaces.cgroup == Namespace::Private {
+        ns::unshare(&[ns::Kind::Cgroup]).map_err(InitError::CgroupNamespace)?;
+    }
+    process::set_oom_score(&plan.process, proc.as_fd()).map_err(InitError::Process)?;
+    drop(proc);
+
+    let root_fd = rustix::fs::openat(CWD, c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| InitError::Root(error.into()))?;
+    let root = Root(root_fd.as_fd());
+    let mut attached = Attached::default();
+    for prepared in mounts {
+        let target = prepared.target().to_path_buf();
+        mounts::attach(prepared, root, &mut attached).map_err(|source| InitError::Mount { target, source })?;
+    }
+    let terminal = if plan.process.terminal {
+        let devpts = attached.devpts.as_ref().ok_or(InitError::Terminal(TerminalError::NoDevpts))?;
+        let terminal = terminal::open(devpts.as_fd(), plan.process.terminal_size).map_err(InitError::Terminal)?;
+        terminal::bind_console(terminal.peer.as_fd(), root).map_err(InitError::Terminal)?;
+        Some(terminal)
+    } else {
+        None
+    };
+    hide::mask(&plan.masked_paths, null, root).map_err(InitError::Hide)?;
+    hide::protect(&plan.readonly_paths, root).map_err(InitError::Hide)?;
+    attached.finish().map_err(|error| InitError::Readonly("a tmpfs", error))?;
+    drop(attached);
+
+    let user = user::resolve(&plan.process.user, root).map_err(InitError::User)?;
+    let ready = become_process(plan, &user, root, &limits, stdio, terminal.as_ref())?;
+    let master: Vec<BorrowedFd<'_>> = terminal.iter().map(|terminal| terminal.master.as_fd()).collect();
+    handshake::say(socket.as_fd(), &FromInit::Ready(user), &master).map_err(InitError::Socket)?;
+    Ok(Some(ready))
+}
+
+fn become_process<'a>(
+    plan: &'a ContainerPlan,
+    user: &ResolvedUser,
+    root: Root<'_>,
+    limits: &DefaultLimits,
+    stdio: Stdio,
+    terminal: Option<&terminal::Terminal>,
+) -> Result<Ready<'a>, InitError> {
+    match terminal {
+        Some(terminal) => {
+            terminal::take(terminal.peer.as_fd()).map_err(InitError::Terminal)?;
+            process::take_stdio([terminal.peer.as_fd(); 3], user.uid).map_err(InitError::Process)?;
+        }
+        None => process::take_stdio(process::streams(&stdio), user.uid).map_err(InitError::Process)?,
+    }
+    drop(stdio);
+    // The working directory may have to be made, so that a read-only root comes after it.
+    process::make_cwd(&plan.process, root).map_err(InitError::Process)?;
+    if plan.rootfs_readonly {
+        let readonly = mount::Attributes { readonly: true, ..mount::Attributes::default() };
+        mount::set_attributes(root.0, readonly, false).map_err(|error| InitError::Readonly("the root", error))?;
+    }
+    process::prepare(&plan.process, user, root, limits).map_err(InitError::Process)
+}

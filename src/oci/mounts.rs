@@ -1,0 +1,314 @@
+//! The mounts of a container: sources opened on the host by the creator, attached inside the root by init.
+//!
+//! Whatever needs the host (binds, the pod's /dev/shm, control groups) is a detached mount with its final attributes before init
+//! exists; whatever needs init's own namespaces (procfs, sysfs, message queues, cgroup2) init makes itself. Targets are
+//! descriptors from [`super::paths`]: no target is ever a string to the kernel.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::mount::OpenTreeFlags;
+
+use super::cgroup_view::{self, CgroupView};
+use super::devices::{self, DeviceError};
+use super::host::Host;
+use super::paths::{Leaf, Links, PathError, Root};
+use crate::cgroup::{Cgroup, Hierarchy};
+use crate::errchain::{Kind, Kinded};
+use crate::plan::{Bind, ContainerPlan, Mount, MountKind, Namespace, Propagation};
+use crate::sys::mount::{self, Attributes, NewFs, NewFsError};
+use crate::sys::ns;
+
+/// A mount that cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// The source of a bind.
+    #[error("cannot open {path} on the host")]
+    Source {
+        /// Its path on the host.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The source of a bind can't be copied.
+    #[error("cannot bind {path}")]
+    Bind {
+        /// Its path on the host.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The source of a bind is on a mount that doesn't propagate as the plan needs.
+    #[error("{path} on the host is not on a {want} mount")]
+    Propagation {
+        /// Its path on the host.
+        path: PathBuf,
+        /// What the mount should be.
+        want: &'static str,
+    },
+    /// The host's mounts can't be read.
+    #[error("cannot read the host's mount table")]
+    MountTable(#[source] io::Error),
+    /// The pod has no /dev/shm.
+    #[error("the pod has no /dev/shm of its own")]
+    NoPodShm,
+    /// The pod's /dev/shm can't be reached.
+    #[error("cannot take the pod's /dev/shm")]
+    PodShm(#[source] io::Error),
+    /// A filesystem can't be made.
+    #[error("cannot make a filesystem")]
+    Filesystem(#[source] NewFsError),
+    /// /dev can't be filled.
+    #[error("cannot fill /dev")]
+    Devices(#[source] DeviceError),
+    /// The control groups' mounts can't be copied.
+    #[error("cannot show control group {path}")]
+    Cgroup {
+        /// The path on the host.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The target can't be used.
+    #[error("cannot use its target")]
+    Target(#[source] PathError),
+    /// The mount can't be attached.
+    #[error("cannot attach it")]
+    Attach(#[source] io::Error),
+    /// The mount's attributes can't be set.
+    #[error("cannot set its attributes")]
+    Attributes(#[source] io::Error),
+}
+
+impl Kinded for MountError {
+    fn kind(&self) -> Kind {
+        match self {
+            MountError::Source { source, .. } if source.kind() == io::ErrorKind::NotFound => Kind::NotFound,
+            MountError::Propagation { .. } | MountError::NoPodShm => Kind::InvalidArgument,
+            MountError::Devices(error) => error.kind(),
+            MountError::Target(error) => error.kind(),
+            _ => Kind::Internal,
+        }
+    }
+}
+
+/// What is attached at a mount's target.
+#[derive(Debug)]
+enum Content {
+    /// A detached mount, its attributes set.
+    Tree(OwnedFd),
+    /// Control groups of version 1.
+    Cgroups(CgroupView),
+    /// A filesystem that init makes, in its own namespaces.
+    Make(&'static str),
+}
+
+/// A mount of the plan, ready for init.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    mount: &'a Mount,
+    content: Content,
+    leaf: Leaf,
+}
+
+impl Prepared<'_> {
+    /// Where it goes, in the container.
+    pub fn target(&self) -> &Path {
+        &self.mount.target
+    }
+
+    /// The descriptors that init needs for it.
+    pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        match &self.content {
+            Content::Tree(tree) => vec![tree.as_fd()],
+            Content::Cgroups(view) => view.fds(),
+            Content::Make(_) => Vec::new(),
+        }
+    }
+}
+
+fn attributes(mount: &Mount) -> Attributes {
+    Attributes { readonly: mount.readonly, nosuid: mount.nosuid, nodev: mount.nodev, noexec: mount.noexec, noatime: mount.noatime }
+}
+
+/// Where mounts come from.
+#[derive(Debug, Clone, Copy)]
+pub struct Sources<'a> {
+    /// The host.
+    pub host: &'a Host,
+    /// The pod's staging mount namespace.
+    pub staging: Option<BorrowedFd<'a>>,
+    /// The container's control group, which exists.
+    pub cgroup: &'a Cgroup,
+    /// Where it is.
+    pub hierarchy: &'a Hierarchy,
+}
+
+/// Prepares one mount, in the host's mount namespace.
+pub fn prepare<'a>(mount: &'a Mount, plan: &ContainerPlan, from: Sources<'_>) -> Result<Prepared<'a>, MountError> {
+    let (content, leaf) = match &mount.kind {
+        MountKind::Bind(bind) => {
+            let (tree, leaf) = bind_source(mount, bind)?;
+            (Content::Tree(tree), leaf)
+        }
+        MountKind::PodShm => {
+            let staging = from.staging.ok_or(MountError::NoPodShm)?;
+            let tree = pod_shm(staging, from.host).map_err(MountError::PodShm)?;
+            mount::set_attributes(tree.as_fd(), attributes(mount), false).map_err(MountError::Attributes)?;
+            (Content::Tree(tree), Leaf::Directory)
+        }
+        MountKind::Tmpfs => (Content::Tree(tmpfs(mount, plan)?), Leaf::Directory),
+        MountKind::Cgroup => {
+            let content = match cgroup_view::prepare(from.cgroup, from.hierarchy, attributes(mount))? {
+                Some(view) => Content::Cgroups(view),
+                None if plan.namespaces.cgroup == Namespace::Private => Content::Make("cgroup2"),
+                None => Content::Tree(cgroup_view::host_unified(from.hierarchy, attributes(mount))?),
+            };
+            (content, Leaf::Directory)
+        }
+        MountKind::Proc => (Content::Make("proc"), Leaf::Directory),
+        MountKind::Sysfs => (Content::Make("sysfs"), Leaf::Directory),
+        MountKind::Mqueue => (Content::Make("mqueue"), Leaf::Directory),
+        MountKind::Devpts => (Content::Make("devpts"), Leaf::Directory),
+    };
+    Ok(Prepared { mount, content, leaf })
+}
+
+fn bind_source(mount: &Mount, bind: &Bind) -> Result<(OwnedFd, Leaf), MountError> {
+    let path = &bind.source;
+    // Not openat(O_PATH): this one has an automount at the end of the path mounted.
+    let source = rustix::mount::open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC)
+        .map_err(|error| MountError::Source { path: path.clone(), source: error.into() })?;
+    let failed = |source: io::Error| MountError::Bind { path: path.clone(), source };
+    let stat = rustix::fs::fstat(&source).map_err(|error| failed(error.into()))?;
+    let leaf = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory { Leaf::Directory } else { Leaf::File };
+    let propagation = match bind.propagation {
+        Propagation::Private => mount::Propagation::Private,
+        Propagation::Slave => mount::Propagation::Slave,
+        Propagation::Shared => mount::Propagation::Shared,
+    };
+    let wanted = match bind.propagation {
+        Propagation::Private => None,
+        Propagation::Slave => Some(("shared or slave", ["shared:", "master:"].as_slice())),
+        Propagation::Shared => Some(("shared", ["shared:"].as_slice())),
+    };
+    if let Some((want, tags)) = wanted {
+        let id = mount::mount_id(source.as_fd()).map_err(failed)?;
+        if !propagates(id, tags).map_err(MountError::MountTable)? {
+            return Err(MountError::Propagation { path: path.clone(), want });
+        }
+    }
+    let tree = mount::clone_tree(source.as_fd(), bind.recursive).map_err(failed)?;
+    mount::set_propagation(tree.as_fd(), propagation).map_err(failed)?;
+    let all = attributes(mount);
+    let readonly_below = mount.readonly && bind.readonly_recursive;
+    mount::set_attributes(tree.as_fd(), all, false).map_err(MountError::Attributes)?;
+    if readonly_below {
+        let readonly = Attributes { readonly: true, ..Attributes::default() };
+        mount::set_attributes(tree.as_fd(), readonly, true).map_err(MountError::Attributes)?;
+    }
+    Ok((tree, leaf))
+}
+
+/// Whether the mount with this id has one of these optional fields in /proc/self/mountinfo (proc_pid_mountinfo(5)).
+fn propagates(id: u64, tags: &[&str]) -> io::Result<bool> {
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    let id = id.to_string();
+    let found = table.split(|&b| b == b'\n').find_map(|line| {
+        // Paths have their spaces escaped, so that fields are what stands between spaces.
+        let mut fields = line.split(|&b| b == b' ');
+        (fields.next()? == id.as_bytes())
+            .then(|| fields.skip(5).take_while(|field| *field != b"-").any(|field| tags.iter().any(|tag| field.starts_with(tag.as_bytes()))))
+    });
+    found.ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// Where the pod's /dev/shm is in its staging mount namespace.
+pub const STAGED_SHM: &str = "/shm";
+
+fn pod_shm(staging: BorrowedFd<'_>, host: &Host) -> io::Result<OwnedFd> {
+    ns::enter(staging, ns::Kind::Mount)?;
+    let tree = rustix::fs::openat(CWD, STAGED_SHM, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(io::Error::from)
+        .and_then(|shm| mount::clone_tree(shm.as_fd(), false));
+    host.come_back()?;
+    let tree = tree?;
+    mount::set_propagation(tree.as_fd(), mount::Propagation::Private)?;
+    Ok(tree)
+}
+
+fn tmpfs(mount: &Mount, plan: &ContainerPlan) -> Result<OwnedFd, MountError> {
+    let fs = NewFs::open("tmpfs").map_err(MountError::Filesystem)?;
+    fs.set("source", "tmpfs").and_then(|()| fs.options(&mount.options)).map_err(MountError::Filesystem)?;
+    // Read-only at last, when what is mounted in it has its place: see `Attached`.
+    let tree = fs.mount(Attributes { readonly: false, ..attributes(mount) }).map_err(MountError::Filesystem)?;
+    if mount.target == Path::new("/dev") {
+        devices::fill(tree.as_fd(), &plan.devices).map_err(MountError::Devices)?;
+    }
+    Ok(tree)
+}
+
+/// What init remembers of the mounts it attached.
+#[derive(Debug, Default)]
+pub struct Attached {
+    /// The devpts at /dev/pts.
+    pub devpts: Option<OwnedFd>,
+    readonly_later: Vec<OwnedFd>,
+}
+
+impl Attached {
+    /// Makes those mounts read-only in which others had to be attached first.
+    pub fn finish(&self) -> io::Result<()> {
+        let readonly = Attributes { readonly: true, ..Attributes::default() };
+        self.readonly_later.iter().try_for_each(|fd| mount::set_attributes(fd.as_fd(), readonly, false))
+    }
+}
+
+/// Attaches a mount inside the root. Runs in init, which has left the host's mount namespace.
+pub fn attach(prepared: Prepared<'_>, root: Root<'_>, attached: &mut Attached) -> Result<(), MountError> {
+    let Prepared { mount: planned, content, leaf } = prepared;
+    if planned.target.components().all(|part| part == std::path::Component::RootDir) {
+        return Err(MountError::Target(PathError::Absolute { path: planned.target.clone() }));
+    }
+    let target = root.make(&planned.target, leaf, links(planned)).map_err(MountError::Target)?;
+    match content {
+        Content::Tree(tree) => {
+            mount::attach(tree.as_fd(), target.as_fd()).map_err(MountError::Attach)?;
+            if planned.readonly && planned.kind == MountKind::Tmpfs {
+                attached.readonly_later.push(tree);
+            }
+        }
+        Content::Cgroups(view) => attached.readonly_later.extend(view.attach(target.as_fd()).map_err(MountError::Attach)?),
+        Content::Make(filesystem) => {
+            let tree = make(filesystem, planned).map_err(MountError::Filesystem)?;
+            mount::attach(tree.as_fd(), target.as_fd()).map_err(MountError::Attach)?;
+            if filesystem == "devpts" {
+                attached.devpts = Some(tree);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Symbolic links in the image may lead a bind or a tmpfs elsewhere within the root, as /var/run does. The kernel's own
+/// filesystems and /dev must be where the rest of the runtime, and the masked paths, take them to be.
+fn links(mount: &Mount) -> Links {
+    match mount.kind {
+        MountKind::Bind(_) => Links::Follow,
+        MountKind::Tmpfs if mount.target != Path::new("/dev") => Links::Follow,
+        _ => Links::Refuse,
+    }
+}
+
+fn make(filesystem: &'static str, planned: &Mount) -> Result<OwnedFd, NewFsError> {
+    let fs = NewFs::open(filesystem)?;
+    fs.set("source", if filesystem == "cgroup2" { "cgroup" } else { filesystem })?;
+    if filesystem == "devpts" {
+        // Every mount of devpts is an instance of its own since Linux 4.7; `newinstance` is only accepted.
+        let options = if planned.options.is_empty() { "newinstance,ptmxmode=0666,mode=0620,gid=5" } else { &planned.options };
+        fs.options(options)?;
+    }
+    fs.mount(attributes(planned))
+}

@@ -1,0 +1,236 @@
+//! The container's root as a detached mount: an overlay, or a copy of a directory's mount.
+//!
+//! Called by a creator in the host's mount namespace. The mount is nowhere until init's mount namespace is made: the host's
+//! mount table never sees it.
+
+use std::ffi::{CString, OsStr};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags};
+
+use crate::errchain::{Kind, Kinded};
+use crate::plan::{Overlay, Rootfs};
+use crate::sys::mount::{self, Attributes, NewFs, NewFsError, Propagation};
+
+/// A root that cannot be mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum RootError {
+    /// The plan has none.
+    #[error("the plan names no root filesystem")]
+    Missing,
+    /// A directory on the host that cannot be opened.
+    #[error("cannot open {path} on the host")]
+    Open {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A directory whose mount cannot be copied.
+    #[error("cannot bind {path}")]
+    Bind {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The overlay cannot be mounted.
+    #[error("cannot mount an overlay of {layers} layers of {dir} under {upper}")]
+    Overlay {
+        /// How many layers.
+        layers: usize,
+        /// Where they are.
+        dir: PathBuf,
+        /// The writable layer.
+        upper: PathBuf,
+        /// Why.
+        source: NewFsError,
+    },
+    /// The overlay cannot be mounted with mount(2).
+    #[error("cannot mount an overlay of {layers} layers of {dir} under {upper} on {on}")]
+    OverlayMount {
+        /// How many layers.
+        layers: usize,
+        /// Where they are.
+        dir: PathBuf,
+        /// The writable layer.
+        upper: PathBuf,
+        /// Where.
+        on: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// This kernel takes no more than 4096 bytes of options, and the layers' names need more.
+    #[error("the names of {layers} layers need {bytes} bytes, and this kernel takes 4095")]
+    TooManyLayers {
+        /// How many layers.
+        layers: usize,
+        /// What their names and the other options need.
+        bytes: usize,
+    },
+    /// It cannot become the root.
+    #[error("cannot make the container's root the root at {path}")]
+    Pivot {
+        /// The plan's directory for it.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Kinded for RootError {
+    fn kind(&self) -> Kind {
+        match self {
+            RootError::Missing => Kind::InvalidArgument,
+            RootError::TooManyLayers { .. } => Kind::ResourceExhausted,
+            RootError::Open { source, .. } if source.kind() == io::ErrorKind::NotFound => Kind::NotFound,
+            _ => Kind::Internal,
+        }
+    }
+}
+
+/// A root that is ready to be attached.
+#[derive(Debug)]
+pub enum Prepared<'a> {
+    /// A detached mount.
+    Detached(OwnedFd),
+    /// An overlay that this kernel can only mount in place, with mount(2).
+    InPlace(&'a Overlay),
+}
+
+/// Longest value of one option of fsconfig(2).
+const MAX_VALUE: usize = 255;
+/// Longest options of mount(2), without the final NUL.
+const MAX_OPTIONS: usize = 4095;
+
+/// Prepares the root.
+pub fn prepare(rootfs: &Rootfs) -> Result<Prepared<'_>, RootError> {
+    match rootfs {
+        Rootfs::None => Err(RootError::Missing),
+        Rootfs::Directory(path) => directory(path).map(Prepared::Detached),
+        Rootfs::Overlay(overlay) => overlay_by_fd(overlay),
+    }
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, RootError> {
+    rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| RootError::Open { path: path.into(), source: error.into() })
+}
+
+fn directory(path: &Path) -> Result<OwnedFd, RootError> {
+    let opened = open_directory(path)?;
+    let bind = |source| RootError::Bind { path: path.into(), source };
+    let tree = mount::clone_tree(opened.as_fd(), true).map_err(bind)?;
+    // A copy of a shared mount is its peer: what is mounted in the container would appear on the host.
+    mount::set_propagation(tree.as_fd(), Propagation::Private).map_err(bind)?;
+    Ok(tree)
+}
+
+fn overlay_by_fd(overlay: &Overlay) -> Result<Prepared<'_>, RootError> {
+    let layers_dir = open_directory(&overlay.layers_dir)?;
+    // Layers are named relative to their directory: with 4096 bytes for all of them, every byte counts.
+    rustix::process::fchdir(&layers_dir).map_err(|error| RootError::Open { path: overlay.layers_dir.clone(), source: error.into() })?;
+    let appended = match append_layers(overlay) {
+        Ok(tree) => return Ok(Prepared::Detached(tree)),
+        Err(error) => error,
+    };
+    // `lowerdir+` is of Linux 6.7; 6.1's fsconfig takes it and fails at the end. So whatever went wrong, what older kernels
+    // know is tried; where that fails too, the first error is the one that says why.
+    let names = lower_names(overlay);
+    if names.len() <= MAX_VALUE {
+        if let Ok(tree) = listed_layers(overlay, &names) {
+            return Ok(Prepared::Detached(tree));
+        }
+    } else if appended.cause().raw_os_error() == Some(libc::EINVAL) {
+        return Ok(Prepared::InPlace(overlay));
+    }
+    Err(RootError::Overlay { layers: overlay.lower.len(), dir: overlay.layers_dir.clone(), upper: overlay.upper.clone(), source: appended })
+}
+
+fn append_layers(overlay: &Overlay) -> Result<OwnedFd, NewFsError> {
+    let fs = NewFs::open("overlay")?;
+    for layer in &overlay.lower {
+        fs.set("lowerdir+", layer.as_str())?;
+    }
+    finish(fs, overlay)
+}
+
+fn listed_layers(overlay: &Overlay, names: &OsStr) -> Result<OwnedFd, NewFsError> {
+    let fs = NewFs::open("overlay")?;
+    fs.set("lowerdir", names)?;
+    finish(fs, overlay)
+}
+
+fn finish(fs: NewFs, overlay: &Overlay) -> Result<OwnedFd, NewFsError> {
+    fs.set("source", "overlay")?;
+    fs.set("upperdir", overlay.upper.as_path())?;
+    fs.set("workdir", overlay.work.as_path())?;
+    // Without it, unmounting syncs the whole filesystem that holds the writable layer. The layer is new and never mounted
+    // again, so that there is nothing a crash could spoil.
+    fs.flag("volatile")?;
+    fs.mount(Attributes::default())
+}
+
+/// The layers as `lowerdir=` takes them: topmost first, between colons, with colons and backslashes in names escaped.
+fn lower_names(overlay: &Overlay) -> std::ffi::OsString {
+    let escaped: Vec<String> = overlay.lower.iter().map(|name| name.replace('\\', "\\\\").replace(':', "\\:")).collect();
+    escaped.join(":").into()
+}
+
+/// `path` as a value in the options of mount(2), where a comma ends it.
+fn option_value(path: &OsStr) -> Vec<u8> {
+    path.as_bytes().iter().flat_map(|&b| if b == b',' || b == b'\\' { vec![b'\\', b] } else { vec![b] }).collect()
+}
+
+/// Mounts an overlay in place, in a mount namespace of the caller's own.
+pub fn mount_in_place(overlay: &Overlay, on: &Path) -> Result<(), RootError> {
+    let mut options = b"volatile,lowerdir=".to_vec();
+    options.extend_from_slice(
+        &lower_names(overlay).as_bytes().iter().flat_map(|&b| if b == b',' { vec![b'\\', b] } else { vec![b] }).collect::<Vec<_>>(),
+    );
+    options.extend_from_slice(b",upperdir=");
+    options.extend(option_value(overlay.upper.as_os_str()));
+    options.extend_from_slice(b",workdir=");
+    options.extend(option_value(overlay.work.as_os_str()));
+    let layers = overlay.lower.len();
+    if options.len() > MAX_OPTIONS {
+        return Err(RootError::TooManyLayers { layers, bytes: options.len() });
+    }
+    let failed = |source| RootError::OverlayMount { layers, dir: overlay.layers_dir.clone(), upper: overlay.upper.clone(), on: on.into(), source };
+    let options = CString::new(options).map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
+    rustix::process::chdir(&overlay.layers_dir).map_err(|error| failed(error.into()))?;
+    mount::overlay_by_mount(on, &options).map_err(failed)
+}
+
+/// Makes the root this process's root, in a mount namespace of its own whose mounts reach no other; nothing of what was
+/// there before stays.
+pub fn enter(root: Prepared<'_>, pivot_dir: &Path) -> Result<(), RootError> {
+    let failed = |source: io::Error| RootError::Pivot { path: pivot_dir.into(), source };
+    let tree = match root {
+        Prepared::Detached(tree) => {
+            mount::attach_at(tree.as_fd(), pivot_dir).map_err(failed)?;
+            tree
+        }
+        Prepared::InPlace(overlay) => {
+            mount_in_place(overlay, pivot_dir)?;
+            open_directory(pivot_dir)?
+        }
+    };
+    mount::pivot_into(tree.as_fd()).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_escaped() {
+        let overlay = |lower: &[&str]| Overlay { lower: lower.iter().map(|s| s.to_string()).collect(), ..Overlay::default() };
+        assert_eq!(lower_names(&overlay(&["a", "b"])), "a:b");
+        assert_eq!(lower_names(&overlay(&["a:1", "b\\"])), "a\\:1:b\\\\");
+        assert_eq!(option_value(OsStr::new("/a,b")), b"/a\\,b");
+    }
+}
