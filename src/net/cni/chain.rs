@@ -10,7 +10,7 @@ use super::args;
 use super::cache::Entry;
 use super::conf::{Network, Plugin, Version};
 use super::error::{Call, CallError, NetError, Verb};
-use super::exec::{self, Run};
+use super::exec::{self, Start};
 use super::result;
 
 /// What every run of a plugin shares.
@@ -105,18 +105,16 @@ impl Chain<'_> {
         let output = self.run(verb, plugin, stdin, attach_env(entry, netns)).await?;
         result::parse(&output.stdout, self.network.version).map_err(|source| {
             let source = CallError::BadResult { stdout: exec::shown(&output.stdout), stderr: output.stderr, source };
-            NetError::Plugin { call: self.call(verb, plugin), source }
+            NetError::Plugin { call: self.call(verb, plugin), source: Box::new(source) }
         })
     }
 
     async fn run(&self, verb: Verb, plugin: &Plugin, stdin: Vec<u8>, mut env: Vec<(&'static str, OsString)>) -> Result<exec::Output, NetError> {
         env.push(("CNI_COMMAND", verb.as_str().into()));
         env.push(("CNI_PATH", exec::cni_path(self.bin_dirs)));
-        let run = async {
-            let path = plugin.find(self.bin_dirs).ok_or_else(|| CallError::NoPlugin { dirs: self.bin_dirs.to_vec() })?;
-            exec::run(Run { path: &path, env, stdin, limit: self.limit }).await
-        };
-        run.await.map_err(|source| NetError::Plugin { call: self.call(verb, plugin), source })
+        let start = Start { plugin: plugin.kind.clone(), bin_dirs: self.bin_dirs.to_vec(), env };
+        let failed = |source| NetError::Plugin { call: self.call(verb, plugin), source: Box::new(source) };
+        exec::run(start, stdin, self.limit).await.map_err(failed)
     }
 
     fn call(&self, verb: Verb, plugin: &Plugin) -> Call {

@@ -136,7 +136,7 @@ impl Network {
     }
 
     fn parse_inlined(text: &str) -> Result<Self, BadConf> {
-        let raw: RawList = serde_json::from_str(text).map_err(BadConf::Form)?;
+        let raw: RawList = object(text).map_err(BadConf::Form)?;
         check_name(&raw.name)?;
         let plugins = raw.plugins.unwrap_or_default();
         if plugins.len() > MAX_PLUGINS {
@@ -197,7 +197,7 @@ impl Network {
             #[serde(default, rename = "cniVersion")]
             version: Option<String>,
         }
-        let single: Single = serde_json::from_str(text).map_err(BadConf::Form)?;
+        let single: Single = object(text).map_err(BadConf::Form)?;
         check_name(&single.name)?;
         let plugin: Box<RawValue> = serde_json::from_str(text).map_err(BadConf::Form)?;
         let version = version(single.version.as_deref(), &[])?;
@@ -217,7 +217,7 @@ impl Plugin {
             #[serde(default)]
             capabilities: Option<BTreeMap<String, bool>>,
         }
-        let raw: Raw = serde_json::from_str(text).map_err(BadConf::Form)?;
+        let raw: Raw = object(text).map_err(BadConf::Form)?;
         // The type is looked for in directories of plugins: anything but a plain file name would leave them.
         if raw.kind.is_empty() || raw.kind.len() > 255 || raw.kind.contains(['/', '\0']) || raw.kind == "." || raw.kind == ".." {
             return Err(BadConf::Type(raw.kind.chars().take(80).collect()));
@@ -225,14 +225,19 @@ impl Plugin {
         let capabilities = raw.capabilities.unwrap_or_default().into_iter().filter(|(_, on)| *on).map(|(name, _)| name).collect();
         Ok(Self { kind: raw.kind, capabilities, keys: serde_json::from_str(text).map_err(BadConf::Form)? })
     }
+}
 
-    /// The file of this plugin: the first that can be executed.
-    pub(super) fn find(&self, bin_dirs: &[PathBuf]) -> Option<PathBuf> {
-        bin_dirs.iter().map(|dir| dir.join(&self.kind)).find(|path| {
-            let regular = std::fs::metadata(path).is_ok_and(|meta| meta.is_file());
-            regular && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
-        })
-    }
+/// The file of a plugin of this type: the first that can be executed.
+pub(super) fn find(plugin: &str, bin_dirs: &[PathBuf]) -> Option<PathBuf> {
+    bin_dirs.iter().map(|dir| dir.join(plugin)).find(|path| {
+        let regular = std::fs::metadata(path).is_ok_and(|meta| meta.is_file());
+        regular && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+    })
+}
+
+/// Reads a JSON object: serde would take an array for a struct, too.
+pub(super) fn object<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, serde_json::Error> {
+    if text.trim_start().starts_with('{') { serde_json::from_str(text) } else { Err(serde::de::Error::custom("not a JSON object")) }
 }
 
 fn check_name(name: &str) -> Result<(), BadConf> {

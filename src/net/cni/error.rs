@@ -241,7 +241,7 @@ pub enum NetError {
         /// Which one, doing what.
         call: Call,
         /// Why.
-        source: CallError,
+        source: Box<CallError>,
     },
     /// The whole chain ran and its result is of no use to a pod.
     #[error("network {network:?} gave pod {pod} no address that can be used")]

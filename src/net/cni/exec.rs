@@ -8,8 +8,9 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
@@ -19,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::conf::find;
 use super::error::{CallError, PluginError};
 
 /// Bytes of stdout that are taken; a result is a few hundred.
@@ -35,14 +37,14 @@ const REAP: Duration = Duration::from_secs(5);
 const BUSY_TRIES: u32 = 10;
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
-/// What is run.
-pub(super) struct Run<'a> {
-    pub(super) path: &'a Path,
+/// What is started.
+#[derive(Debug)]
+pub(super) struct Start {
+    /// The plugin's type.
+    pub(super) plugin: String,
+    pub(super) bin_dirs: Vec<PathBuf>,
     /// CNI_* and nothing else: PATH is added here.
     pub(super) env: Vec<(&'static str, OsString)>,
-    /// The plugin's configuration.
-    pub(super) stdin: Vec<u8>,
-    pub(super) limit: Duration,
 }
 
 /// A plugin that succeeded.
@@ -89,11 +91,12 @@ impl Drop for Plugin {
     }
 }
 
-/// Runs a plugin to its end.
-pub(super) async fn run(run: Run<'_>) -> Result<Output, CallError> {
-    let deadline = Instant::now() + run.limit;
-    let mut plugin = start(&run, deadline).await?;
-    let stdin = plugin.child.stdin.take();
+/// Runs a plugin to its end, `stdin` being its configuration.
+pub(super) async fn run(start: Start, stdin: Vec<u8>, limit: Duration) -> Result<Output, CallError> {
+    let deadline = Instant::now() + limit;
+    let mut plugin =
+        timeout_at(deadline, start_whole(Arc::new(start))).await.unwrap_or_else(|_| Err(CallError::Deadline { limit, stderr: String::new() }))?;
+    let pipe = plugin.child.stdin.take();
     let (stdout, stderr) = (plugin.child.stdout.take(), plugin.child.stderr.take());
     let mut out = Capture::new(MAX_STDOUT);
     let mut err = Capture::new(MAX_STDERR);
@@ -101,8 +104,8 @@ pub(super) async fn run(run: Run<'_>) -> Result<Output, CallError> {
     let outcome = timeout_at(deadline, async {
         // A plugin that doesn't read its configuration is judged by what it says, not by our broken pipe.
         let write = async {
-            if let Some(mut stdin) = stdin {
-                let _ = stdin.write_all(&run.stdin).await;
+            if let Some(mut pipe) = pipe {
+                let _ = pipe.write_all(&stdin).await;
             }
             std::future::pending::<()>().await;
         };
@@ -131,7 +134,7 @@ pub(super) async fn run(run: Run<'_>) -> Result<Output, CallError> {
     let status = plugin.reap().await;
     let stderr = err.text(MAX_STDERR);
     match outcome {
-        Err(Stop::Deadline) => Err(CallError::Deadline { limit: run.limit, stderr }),
+        Err(Stop::Deadline) => Err(CallError::Deadline { limit, stderr }),
         Err(Stop::TooMuch) => Err(CallError::TooMuch { limit: MAX_STDOUT, stderr }),
         Err(Stop::LeftBehind) => Err(CallError::LeftBehind { stderr }),
         Err(Stop::Follow(source)) => Err(CallError::Follow { source }),
@@ -147,36 +150,42 @@ enum Stop {
     Follow(io::Error),
 }
 
-async fn start(run: &Run<'_>, deadline: Instant) -> Result<Plugin, CallError> {
-    let failed = |source| CallError::Start { path: run.path.to_path_buf(), source };
+/// Starts a plugin, again if its file is just being written.
+async fn start_whole(start: Arc<Start>) -> Result<Plugin, CallError> {
     let mut tries = 0;
-    let child = loop {
-        let mut command = crate::sys::process::command(run.path);
-        command.env_clear().envs(run.env.iter().map(|(key, value)| (key, value))).env("PATH", path());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).current_dir("/").process_group(0);
-        let mut command = Command::from(command);
-        command.kill_on_drop(true);
-        match command.spawn() {
-            Ok(child) => break child,
-            // Somebody is still writing it, or was when another thread forked: it will be whole in a moment.
-            Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_TRIES && Instant::now() < deadline => {
+    loop {
+        // Looking for a file and executing it wait for its disk: not on a worker.
+        let starting = start.clone();
+        let started = tokio::task::spawn_blocking(move || starting.now()).await;
+        match started.unwrap_or_else(|error| Err(CallError::Follow { source: io::Error::other(error) })) {
+            Err(CallError::Start { source, .. }) if source.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_TRIES => {
                 tries += 1;
                 sleep(BUSY_PAUSE).await;
             }
-            Err(error) => return Err(failed(error)),
+            started => return started,
         }
-    };
-    let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-    let pidfd = crate::sys::process::pidfd_open(child.id().unwrap_or_default());
-    match pidfd.and_then(|pidfd| crate::sys::reactor::register(pidfd, Interest::READABLE)) {
-        Ok(ended) => Ok(Plugin { child, group, ended }),
-        // Dropping the child kills it; it has had no time to make others.
-        Err(source) => Err(CallError::Follow { source }),
+    }
+}
+
+impl Start {
+    fn now(&self) -> Result<Plugin, CallError> {
+        let path = find(&self.plugin, &self.bin_dirs).ok_or_else(|| CallError::NoPlugin { dirs: self.bin_dirs.clone() })?;
+        let mut command = crate::sys::process::command(&path);
+        command.env_clear().envs(self.env.iter().map(|(key, value)| (key, value))).env("PATH", path_variable());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).current_dir("/").process_group(0);
+        let mut command = Command::from(command);
+        command.kill_on_drop(true);
+        let child = command.spawn().map_err(|source| CallError::Start { path, source })?;
+        let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        // If this fails, dropping the child kills it; it has had no time to make others.
+        let pidfd = crate::sys::process::pidfd_open(child.id().unwrap_or_default());
+        let ended = pidfd.and_then(|pidfd| crate::sys::reactor::register(pidfd, Interest::READABLE));
+        ended.map(|ended| Plugin { child, group, ended }).map_err(|source| CallError::Follow { source })
     }
 }
 
 /// The daemon's own PATH: plugins call iptables and the like.
-fn path() -> OsString {
+fn path_variable() -> OsString {
     std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into())
 }
 

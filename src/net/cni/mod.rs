@@ -22,5 +22,5 @@ pub use args::{Bandwidth, Dns, Pod, PortMapping, Protocol};
 pub use cache::CachedAttachment;
 pub use conf::BadConf;
 pub use error::{Call, CallError, Failures, NetError, NotReady, PluginError, Verb};
-pub use networks::{Collected, Config, Networks};
+pub use networks::{Changes, Collected, Config, Networks};
 pub use result::{Attachment, BadResult};

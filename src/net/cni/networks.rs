@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::args::{self, Pod};
 use super::cache::{Cache, CachedAttachment, Entry};
 use super::chain::{Chain, Valid};
-use super::conf::{Directory, Network, Version};
+use super::conf::{Directory, Network, Version, find};
 use super::error::{Failures, NetError, NotReady};
 use super::result::{self, Attachment};
 use crate::errchain;
@@ -76,7 +77,7 @@ pub struct Collected {
 #[derive(Debug)]
 pub struct Networks {
     pub(super) config: Config,
-    cache: Cache,
+    cache: Arc<Cache>,
     /// What the last look at the directory found.
     loaded: watch::Sender<Arc<Loaded>>,
     /// The last answer of STATUS.
@@ -118,7 +119,7 @@ impl Networks {
         check_config(&config)?;
         let loaded = load(&config, 1);
         Ok(Arc::new(Self {
-            cache: Cache::new(&config.cache_dir, &config.owner),
+            cache: Arc::new(Cache::new(&config.cache_dir, &config.owner)),
             loaded: watch::Sender::new(Arc::new(loaded)),
             status: Mutex::default(),
             asking: tokio::sync::Mutex::default(),
@@ -136,8 +137,8 @@ impl Networks {
     }
 
     /// A channel that changes when the directory was read anew or STATUS answered otherwise: time to ask [`Networks::ready`] again.
-    pub fn changes(&self) -> impl Changes + use<> {
-        self.loaded.subscribe()
+    pub fn changes(&self) -> Changes {
+        Changes(self.loaded.subscribe())
     }
 
     /// Whether pods can get a network, as of the last look at the directory and the last STATUS. Never waits.
@@ -187,12 +188,12 @@ impl Networks {
         entry.args = Some(cni_args);
         entry.capabilities = Some(args::capabilities(pod));
         // Before the first plugin runs: a crash from here on is undone from this.
-        self.cache.put(&entry)?;
+        self.put(entry.clone()).await?;
         lock(&self.live).insert((pod.id.clone(), self.config.interface.clone()));
 
         let added = match self.chain(&network, self.config.add_timeout).add(&entry).await {
             Err(error) => Err(error),
-            Ok(result) => self.keep(&network, &mut entry, result),
+            Ok(result) => self.keep(&network, entry, result).await,
         };
         match added {
             Ok(attachment) => Ok(attachment),
@@ -204,12 +205,13 @@ impl Networks {
         }
     }
 
-    fn keep(&self, network: &Network, entry: &mut Entry, result: Box<serde_json::value::RawValue>) -> Result<Attachment, NetError> {
+    async fn keep(&self, network: &Network, mut entry: Entry, result: Box<RawValue>) -> Result<Attachment, NetError> {
         let attachment = result::attachment(&network.name, &entry.interface, &result, network.version);
+        let pod = entry.id.clone();
         // Kept though it may be of no use: DEL wants it.
         entry.result = Some(result);
-        self.cache.put(entry)?;
-        attachment.map_err(|source| NetError::NoAddress { pod: entry.id.clone(), network: network.name.clone(), source })
+        self.put(entry).await?;
+        attachment.map_err(|source| NetError::NoAddress { pod, network: network.name.clone(), source })
     }
 
     /// Detaches a pod, with the configuration and the arguments that it was attached with, whatever the directory holds now and though
@@ -226,7 +228,7 @@ impl Networks {
         let mut entry = Entry::new(&network, &pod.id, &self.config.interface, &pod.netns, self.cache.owner());
         entry.args = Some(args::cni_args(pod)?);
         entry.capabilities = Some(args::capabilities(pod));
-        let failures = self.chain(&network, self.config.del_timeout).del(&entry, present(&pod.netns)).await;
+        let failures = self.chain(&network, self.config.del_timeout).del(&entry, present(&pod.netns).await).await;
         if failures.is_empty() { Ok(()) } else { Err(NetError::Detach { pod: pod.id.clone(), failures: Failures(failures) }) }
     }
 
@@ -234,7 +236,7 @@ impl Networks {
     pub async fn check(&self, pod: &Pod) -> Result<(), NetError> {
         args::check_id(&pod.id)?;
         let _turn = self.turn(&pod.id).await;
-        let kept = self.cache.of(&pod.id, &self.config.interface)?;
+        let kept = self.kept(&pod.id).await?;
         let Some((path, entry)) = kept.iter().find(|(_, entry)| entry.result.is_some()) else {
             return Err(NetError::NotAttached { pod: pod.id.clone() });
         };
@@ -251,7 +253,7 @@ impl Networks {
         let mut done = Collected::default();
         let mut failures = Vec::new();
         let known = |key: &(String, String)| valid.contains(key) || lock(&self.live).contains(key);
-        for (_, entry) in self.cache.ours()? {
+        for (_, entry) in self.on_disk(Cache::ours).await? {
             let key = (entry.id, entry.interface);
             if key.1 != self.config.interface || known(&key) {
                 continue;
@@ -278,22 +280,25 @@ impl Networks {
         }
         // Not waited for: one ADD that hangs would then hold up all that come after it.
         let Ok(_gate) = self.gate.try_write() else { return Ok(false) };
-        let others = self.cache.others(&network.name)?.into_iter().map(|entry| (entry.id, entry.interface));
-        let ours = self.cache.ours()?.into_iter().map(|(_, entry)| (entry.id, entry.interface));
+        let name = network.name.clone();
+        let (others, ours) = self.on_disk(move |cache| Ok((cache.others(&name)?, cache.ours()?))).await?;
+        let others = others.into_iter().map(|entry| (entry.id, entry.interface));
+        let ours = ours.into_iter().map(|(_, entry)| (entry.id, entry.interface));
         let all: BTreeSet<(String, String)> = others.chain(ours).chain(valid.iter().cloned()).chain(lock(&self.live).iter().cloned()).collect();
         let all: Vec<Valid> = all.into_iter().map(|(id, ifname)| Valid { id, ifname }).collect();
         failures.extend(self.chain(&network, self.config.gc_timeout).gc(&all).await);
         Ok(true)
     }
 
-    /// What the cache holds that is ours: attachments of this and of earlier daemons with our owner, also of earlier boots.
+    /// What the cache holds that is ours: attachments of this and of earlier daemons with our owner, also of earlier boots. Reads a
+    /// file for each: not for a worker of tokio's.
     pub fn cached(&self) -> Result<Vec<CachedAttachment>, NetError> {
         Ok(self.cache.ours()?.iter().map(|(_, entry)| CachedAttachment::from(entry)).collect())
     }
 
     /// Runs DEL for everything that is kept of a pod, and forgets it. Whether there was anything. The pod's turn is the caller's.
     async fn undo(&self, id: &str) -> Result<bool, NetError> {
-        let kept = self.cache.of(id, &self.config.interface)?;
+        let kept = self.kept(id).await?;
         let mut failures = Vec::new();
         for (path, entry) in &kept {
             let network = match entry.network(path) {
@@ -303,8 +308,8 @@ impl Networks {
                     continue;
                 }
             };
-            let failed = self.chain(&network, self.config.del_timeout).del(entry, present(Path::new(&entry.netns))).await;
-            let failed = if failed.is_empty() { self.cache.remove(path).err().into_iter().collect() } else { failed };
+            let failed = self.chain(&network, self.config.del_timeout).del(entry, present(Path::new(&entry.netns)).await).await;
+            let failed = if failed.is_empty() { self.forget(path).await.err().into_iter().collect() } else { failed };
             failures.extend(failed);
         }
         if !failures.is_empty() {
@@ -312,6 +317,27 @@ impl Networks {
         }
         lock(&self.live).remove(&(id.to_string(), self.config.interface.clone()));
         Ok(!kept.is_empty())
+    }
+
+    /// The cache is on a disk, which may be slow: not on a worker.
+    async fn on_disk<T: Send + 'static>(&self, run: impl FnOnce(&Cache) -> Result<T, NetError> + Send + 'static) -> Result<T, NetError> {
+        let cache = self.cache.clone();
+        let done = tokio::task::spawn_blocking(move || run(&cache)).await;
+        done.unwrap_or_else(|error| Err(NetError::Cache { what: "use", path: self.config.cache_dir.clone(), source: std::io::Error::other(error) }))
+    }
+
+    async fn put(&self, entry: Entry) -> Result<(), NetError> {
+        self.on_disk(move |cache| cache.put(&entry)).await
+    }
+
+    async fn kept(&self, id: &str) -> Result<Vec<(PathBuf, Entry)>, NetError> {
+        let (id, interface) = (id.to_string(), self.config.interface.clone());
+        self.on_disk(move |cache| cache.of(&id, &interface)).await
+    }
+
+    async fn forget(&self, path: &Path) -> Result<(), NetError> {
+        let path = path.to_path_buf();
+        self.on_disk(move |cache| cache.remove(&path)).await
     }
 
     fn network(&self) -> Result<Arc<Network>, NetError> {
@@ -343,15 +369,15 @@ impl Networks {
     }
 }
 
-/// Something to wait on.
-pub trait Changes: Send {
-    /// Waits for the next change. Changes that come together are one. False: there will be none any more.
-    fn changed(&mut self) -> impl Future<Output = bool> + Send;
-}
+/// Something to wait on: see [`Networks::changes`].
+#[derive(Debug)]
+pub struct Changes(watch::Receiver<Arc<Loaded>>);
 
-impl Changes for watch::Receiver<Arc<Loaded>> {
-    async fn changed(&mut self) -> bool {
-        watch::Receiver::changed(self).await.is_ok()
+impl Changes {
+    /// Waits for the next change since the last call, or since this was made. Changes that come together are one. Without its
+    /// [`Networks`] there will be none any more: false.
+    pub async fn changed(&mut self) -> bool {
+        self.0.changed().await.is_ok()
     }
 }
 
@@ -374,8 +400,10 @@ impl Drop for Turn<'_> {
 }
 
 /// The namespace, if it is one still: not where the pin is gone, or its file was left by a crash or a reboot.
-fn present(netns: &Path) -> Option<&Path> {
-    crate::net::netns::is_pinned(netns).unwrap_or(false).then_some(netns)
+async fn present(netns: &Path) -> Option<&Path> {
+    let path = netns.to_path_buf();
+    let pinned = tokio::task::spawn_blocking(move || crate::net::netns::is_pinned(&path).unwrap_or(false)).await;
+    pinned.unwrap_or(false).then_some(netns)
 }
 
 fn check_config(config: &Config) -> Result<(), NetError> {
@@ -401,7 +429,7 @@ fn load(config: &Config, generation: u64) -> Loaded {
         Directory { unreadable: Some(error), .. } => Err(format!("cannot read {dir}: {error}")),
         Directory { network: Some(network), .. } => {
             let missing: BTreeSet<&str> =
-                network.plugins.iter().filter(|plugin| plugin.find(&config.bin_dirs).is_none()).map(|plugin| plugin.kind.as_str()).collect();
+                network.plugins.iter().filter(|plugin| find(&plugin.kind, &config.bin_dirs).is_none()).map(|plugin| plugin.kind.as_str()).collect();
             if missing.is_empty() {
                 Ok(())
             } else {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::conf::Version;
+use super::conf::{Version, object};
 
 /// A pod on its network.
 #[derive(Debug, Clone)]
@@ -98,7 +98,7 @@ pub(super) fn parse(printed: &[u8], configured: Version) -> Result<Box<RawValue>
 }
 
 fn read(raw: &RawValue, configured: Version) -> Result<(Version, Raw), BadResult> {
-    let version: RawVersion = serde_json::from_str(raw.get()).map_err(BadResult::Form)?;
+    let version: RawVersion = object(raw.get()).map_err(BadResult::Form)?;
     let version = match version.version.as_deref() {
         None | Some("") => configured,
         Some(text) => Version::parse(text).ok_or_else(|| BadResult::Version(text.chars().take(80).collect()))?,

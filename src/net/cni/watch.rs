@@ -20,7 +20,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{sleep, timeout};
 
-use super::networks::{Changes, Networks};
+use super::networks::Networks;
 use crate::sys::reactor::register;
 
 /// How often to look though nothing was seen.
