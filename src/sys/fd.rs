@@ -36,6 +36,25 @@ pub fn read_sealed(fd: OwnedFd, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Like [`read_sealed`] for a memfd that is kept, and that several processes may read at once: the descriptor's position
+/// is neither used nor moved.
+pub fn read_sealed_again(fd: BorrowedFd<'_>, limit: u64) -> io::Result<Vec<u8>> {
+    let seals = rustix::fs::fcntl_get_seals(fd)?;
+    let size = rustix::fs::fstat(fd)?.st_size as u64;
+    if !seals.contains(SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK) || size > limit {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("memfd of {size} bytes is not sealed, or larger than {limit}")));
+    }
+    let mut bytes = vec![0; size as usize];
+    let mut at = 0;
+    while at < bytes.len() {
+        match rustix::io::retry_on_intr(|| rustix::io::pread(fd, &mut bytes[at..], at as u64))? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => at += n,
+        }
+    }
+    Ok(bytes)
+}
+
 /// A connected pair of SOCK_SEQPACKET sockets.
 pub fn seqpacket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)

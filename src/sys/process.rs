@@ -158,6 +158,36 @@ pub unsafe fn fork() -> io::Result<Forked> {
     unsafe { clone(CloneArgs::default()) }
 }
 
+/// For the first line of a program that was started with a socket as its descriptor 0: takes it, puts /dev/null in the
+/// place of 0 and 1, and closes whatever else the caller had left open. Descriptor 2 stays.
+pub fn take_stdin() -> io::Result<OwnedFd> {
+    // SAFETY: descriptor 0 is only duplicated, and what comes back is new.
+    let taken = rustix::io::fcntl_dupfd_cloexec(unsafe { BorrowedFd::borrow_raw(0) }, 3)?;
+    let number = taken.as_raw_fd() as u32;
+    // The program has just begun: no `OwnedFd` but this one stands for a descriptor from 3 on.
+    if number > 3 {
+        close_range(3, number - 1, 0)?;
+    }
+    close_range(number + 1, u32::MAX, 0)?;
+    let null = rustix::fs::open(c"/dev/null", rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+    for place in [0, 1] {
+        // SAFETY: both are descriptors; what stood at 0 and 1 belongs to nobody in this process.
+        if unsafe { libc::dup2(null.as_raw_fd(), place) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(taken)
+}
+
+/// Gives heap that is free back to the kernel, where the C library can: for a process that is large for a moment only.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim only gives back pages that hold no allocation.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Ends this process at once, without running destructors or exit handlers: for forked children.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit takes any integer and does not return.
