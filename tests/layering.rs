@@ -18,7 +18,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("cgroup", &["sys", "plan", "errchain"]),
     ("seccomp", &["sys", "plan", "errchain"]),
     ("oci", &["plan", "sys", "cgroup", "errchain", "wire", "ids", "seccomp"]),
-    ("monitor", &["oci", "plan", "monitor_api", "cgroup", "sys", "wire", "errchain"]),
+    ("monitor", &["oci", "plan", "monitor_api", "cgroup", "sys", "wire", "errchain", "ids"]),
     // The daemon's.
     ("telemetry", &["errchain"]),
     ("model", &["ids", "plan", "errchain"]),
