@@ -1,1 +1,5 @@
-fn main() {}
+//! The monitor of a pod; see [`copepod::monitor`].
+
+fn main() -> std::process::ExitCode {
+    copepod::monitor::main()
+}

@@ -1,1 +1,58 @@
-//! To be written.
+//! The monitor: one process per pod, which holds the pod's namespaces, reaps its processes and answers the daemon.
+//!
+//! It has one thread and one poll loop ([`pod`]), and nothing in it waits for anybody's disk, mount, or client: what may
+//! block is forked ([`creator`]), output is moved by a process of its own ([`stdio`]), and answers are queued ([`clients`]).
+//! It outlives the daemon; what happens meanwhile is recorded and told to the next one. It is not a supervisor: it decides
+//! nothing, restarts no container, and knows no CRI.
+//!
+//! Started by the daemon as `copepod-monitor --pod-dir DIR [--cgroup PATH]`, with the first connection as descriptor 0.
+
+pub mod children;
+pub mod clients;
+pub mod containers;
+pub mod creator;
+pub mod execs;
+pub mod log;
+pub mod pod;
+pub mod requests;
+pub mod runtime;
+pub mod sandbox;
+pub mod startup;
+pub mod stdio;
+pub mod stop;
+
+use std::fmt;
+use std::io::Write;
+use std::process::ExitCode;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::errchain::Chain;
+
+/// The program: runs until the daemon says [`crate::monitor_api::Call::Exit`].
+pub fn main() -> ExitCode {
+    match startup::start(std::env::args_os().skip(1)) {
+        Ok(mut pod) => {
+            pod.run();
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            say(format_args!("{}", Chain(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One line on stderr, which is the daemon's log. A line that would have to wait is not said, one that can't be written is
+/// nobody's concern: stderr may be a pipe whose reader is gone.
+pub fn say(text: fmt::Arguments<'_>) {
+    let stderr = std::io::stderr();
+    let mut ready = [PollFd::new(&stderr, PollFlags::OUT)];
+    if matches!(poll(&mut ready, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1)) {
+        // A pipe that poll says is writable takes PIPE_BUF bytes at least.
+        let mut line = format!("copepod-monitor[{}]: {text}", std::process::id()).replace('\n', " ").into_bytes();
+        line.truncate(4000);
+        line.push(b'\n');
+        let _ = stderr.lock().write_all(&line);
+    }
+}
