@@ -250,8 +250,11 @@ mod tests {
             std::fs::write(results.join(name), text).unwrap();
         }
         // As containerd writes it.
-        let foreign =
-            format!(r#"{{"kind":"cniCacheV1","containerId":"ddd","config":"{}","ifName":"eth0","networkName":"pods"}}"#, STANDARD.encode(CONF));
+        let foreign = format!(
+            r#"{{"kind":"cniCacheV1","containerId":"ddd","config":"{}","ifName":"eth0","networkName":"pods","cniArgs":[["K8S_POD_UID","u"]],
+                "capabilityArgs":{{"io.kubernetes.cri.pod-annotations":null}},"result":{{"cniVersion":"1.0.0","dns":{{}}}}}}"#,
+            STANDARD.encode(CONF)
+        );
         std::fs::write(results.join("pods-ddd-eth0"), foreign).unwrap();
         let ids = |entries: Vec<(PathBuf, Entry)>| entries.into_iter().map(|(_, entry)| entry.id).collect::<Vec<_>>();
         assert_eq!(ids(ours.ours().unwrap()), ["aaa"]);

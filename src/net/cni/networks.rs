@@ -42,6 +42,8 @@ pub struct Config {
     pub status_timeout: Duration,
     /// How long an answer of STATUS is taken for the present state.
     pub status_age: Duration,
+    /// How often [`Networks::watch`] looks at the directories though it has seen no event.
+    pub look_every: Duration,
 }
 
 impl Default for Config {
@@ -59,6 +61,7 @@ impl Default for Config {
             gc_timeout: Duration::from_secs(30),
             status_timeout: Duration::from_secs(10),
             status_age: Duration::from_secs(5),
+            look_every: Duration::from_secs(10),
         }
     }
 }

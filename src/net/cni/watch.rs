@@ -2,7 +2,7 @@
 //!
 //! A directory that is not there yet is seen coming through the nearest parent that is. After any event that matters all watches
 //! are made anew before the directory is read, so that nothing falls between the two. What inotify can't see (a mount over the
-//! directory, the target of a symbolic link in it) is found by looking every few seconds.
+//! directory, the target of a symbolic link in it) is found by looking now and then.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -23,8 +23,6 @@ use tokio::time::{sleep, timeout};
 use super::networks::Networks;
 use crate::sys::reactor::register;
 
-/// How often to look though nothing was seen.
-const LOOK: Duration = Duration::from_secs(10);
 /// STATUS is not asked more often than this but after a change.
 const LEAST: Duration = Duration::from_secs(1);
 
@@ -46,7 +44,7 @@ pub(super) async fn follow(networks: &Arc<Networks>) {
                 Err(_) => std::future::pending().await,
             }
         };
-        let _ = timeout(LOOK, seen).await;
+        let _ = timeout(networks.config.look_every, seen).await;
     }
 }
 
