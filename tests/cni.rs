@@ -1,7 +1,7 @@
 //! The CNI client over the real plugins of Debian's `containernetworking-plugins`, and over plugins that misbehave.
 //!
-//! Each test runs in a network and a mount namespace of its own, which it makes by running this program again under unshare(1):
-//! "the host" of a test is that namespace, and whatever a plugin does to it ends with the test.
+//! Each test runs in a network, a mount and a PID namespace of its own, which it makes by running this program again under
+//! unshare(1): "the host" of a test is that, and whatever a plugin does to it or leaves in it ends with the test.
 
 /// Makes tests of functions.
 macro_rules! tests {
@@ -47,7 +47,11 @@ fn isolated(path: &str, body: fn()) {
     // The program's name is no part of a test's.
     let (_, name) = path.split_once("::").unwrap();
     let mut again = command("unshare");
-    again.args(["--net", "--mount", "--propagation", "private"]).arg(me).args(["--exact", name, "--nocapture"]).env(INSIDE, "1");
+    again
+        .args(["--net", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(me)
+        .args(["--exact", name, "--nocapture"])
+        .env(INSIDE, "1");
     let output = again.output().unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}{stderr}");

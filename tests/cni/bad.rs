@@ -14,6 +14,7 @@ tests! {
     an_add_that_is_given_up_ends_its_plugin_and_is_undone_later
     rubbish
     what_a_plugin_is_told
+    what_a_plugin_may_do
     verbs_over_one_pod_take_turns
 }
 
@@ -196,6 +197,25 @@ fn what_a_plugin_is_told() {
             assert!(stdin.contains(r#""x":1.50}"#), "{stdin}");
         }
         assert!(world.read("second.DEL").contains(r#""runtimeConfig":{"mac":"c2:11:22:33:44:55"}"#));
+        world.assert_clean();
+    });
+}
+
+fn what_a_plugin_may_do() {
+    let world = World::new(27);
+    let result = r#"echo '{"cniVersion":"1.0.0","ips":[{"address":"10.99.0.2/24"}]}'"#;
+    // It need not read its configuration, and a daemon that has let go of its output lives on.
+    world.plugin("only", &format!("{result}\n[ $CNI_COMMAND = DEL ] || {{ sleep 1000 < /dev/null > /dev/null 2>&1 & echo $! > $D/daemon; }}"));
+    let big = "x".repeat(900 << 10);
+    world.conf("1.0.0", &[&format!(r#""type":"only","big":"{big}""#)]);
+    block_on(async {
+        let networks = world.networks();
+        let pod = world.pod("aaa");
+        networks.add(&pod).await.unwrap();
+        let daemon: u32 = world.read("daemon").trim().parse().unwrap();
+        let pidfd = copepod::sys::process::pidfd_open(daemon).expect("the daemon lives on");
+        rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL).unwrap();
+        networks.del(&pod).await.unwrap();
         world.assert_clean();
     });
 }

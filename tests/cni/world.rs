@@ -53,6 +53,8 @@ impl World {
             owner: "/run/test".into(),
             add_timeout: Duration::from_secs(60),
             del_timeout: Duration::from_secs(60),
+            // So that only inotify can tell.
+            look_every: Duration::from_secs(3600),
             ..Config::default()
         }
     }
