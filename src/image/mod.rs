@@ -8,8 +8,11 @@ pub mod auth;
 pub mod config;
 pub mod digest;
 mod error;
+mod manifest;
 pub mod platform;
 pub mod reference;
+mod registries;
+mod unpack;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
