@@ -32,16 +32,17 @@ impl fmt::Debug for Credentials {
 const HUB: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
 
 impl Credentials {
-    /// Whether these may be shown to a host. They are for the address they name; without one, for the image's own registry,
-    /// also where registries.conf says that it is elsewhere, but for no mirror.
-    pub(super) fn are_for(&self, host: &str, mirror: bool) -> bool {
+    /// Whether these may be shown to a host. They are for the address they name; without one, for the image's own registry
+    /// (`domain`), also where registries.conf says that this is elsewhere, but for no mirror.
+    pub(super) fn are_for(&self, host: &str, domain: &str, mirror: bool) -> bool {
         let address = self.server_address.trim();
         if address.is_empty() {
             return !mirror;
         }
         let address = address.split_once("://").map_or(address, |(_, rest)| rest);
         let named = address.split('/').next().unwrap_or("");
-        named.eq_ignore_ascii_case(host) || (HUB.contains(&named) && HUB.contains(&host))
+        let is = |host: &str| named.eq_ignore_ascii_case(host) || (HUB.contains(&named) && HUB.contains(&host));
+        is(host) || (!mirror && is(domain))
     }
 
     /// User and password, if they are there.
@@ -169,8 +170,11 @@ mod tests {
     fn credentials_go_where_they_belong() {
         let check = |address: &str, host: &str, mirror: bool, expected: bool| {
             let credentials = Credentials { server_address: address.into(), ..Credentials::default() };
-            assert_eq!(credentials.are_for(host, mirror), expected, "{address} {host} {mirror}");
+            let domain = if host == "new.io" { "renamed.io" } else { "other.io" };
+            assert_eq!(credentials.are_for(host, domain, mirror), expected, "{address} {host} {mirror}");
         };
+        check("renamed.io", "new.io", false, true);
+        check("renamed.io", "new.io", true, false);
         check("", "reg.io", false, true);
         check("", "mirror.io", true, false);
         check("mirror.io", "mirror.io", true, true);

@@ -2,8 +2,15 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use super::reference::BadReference;
+use super::config::BadConfig;
+use super::digest::Digest;
+use super::manifest::ManifestError;
+use super::reference::{BadReference, Reference};
+use super::registries::RegistriesError;
+use super::registry::RegistryError;
+use super::unpack::UnpackError;
 use crate::errchain::{Kind, Kinded};
 
 /// Why an operation on images failed.
@@ -45,11 +52,27 @@ pub enum ImageError {
         /// Its name.
         name: String,
     },
-    /// The image was not pulled.
-    #[error("cannot pull image {reference}")]
-    NotPulled {
+    /// The registry can't be reached or is out of order. kubelet knows the first word (k8s.io/cri-api/pkg/errors).
+    #[error("RegistryUnavailable: cannot pull image {reference}")]
+    RegistryUnavailable {
         /// The reference.
         reference: String,
+        /// Why.
+        source: Arc<PullError>,
+    },
+    /// The image was not pulled. Whoever waited for the same pull gets the same cause.
+    #[error("cannot pull image {reference}")]
+    Pull {
+        /// The reference.
+        reference: String,
+        /// Why.
+        source: Arc<PullError>,
+    },
+    /// A thread of the store's own failed.
+    #[error("an operation on the image store was cut short")]
+    Thread {
+        /// How.
+        source: tokio::task::JoinError,
     },
 }
 
@@ -60,7 +83,105 @@ impl Kinded for ImageError {
             ImageError::Locked { .. } => Kind::FailedPrecondition,
             ImageError::Store { source, .. } => io_kind(source),
             ImageError::NoLayer { .. } => Kind::NotFound,
-            ImageError::NotPulled { .. } => Kind::Unimplemented,
+            ImageError::RegistryUnavailable { source, .. } | ImageError::Pull { source, .. } => source.kind(),
+            ImageError::Thread { .. } => Kind::Internal,
+        }
+    }
+}
+
+/// Why a pull failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    /// registries.conf can't be used, or forbids it.
+    #[error("no source for the image")]
+    Registries {
+        /// Why.
+        source: RegistriesError,
+    },
+    /// A registry did not give what was asked.
+    #[error("cannot fetch it")]
+    Registry {
+        /// Why.
+        source: RegistryError,
+    },
+    /// The manifest is refused.
+    #[error("its manifest is refused")]
+    Manifest {
+        /// Why.
+        source: ManifestError,
+    },
+    /// Lists that lead to lists without end.
+    #[error("its manifest is a list in more than {limit} lists")]
+    Nested {
+        /// How many are followed.
+        limit: usize,
+    },
+    /// The configuration is refused.
+    #[error("its configuration is refused")]
+    Config {
+        /// Why.
+        source: BadConfig,
+    },
+    /// A document is no text.
+    #[error("its manifest or configuration is no UTF-8")]
+    Text {
+        /// Where.
+        source: std::string::FromUtf8Error,
+    },
+    /// Manifest and configuration contradict each other.
+    #[error("its manifest has {manifest} layers, its configuration {config}")]
+    LayerCount {
+        /// In the manifest.
+        manifest: usize,
+        /// In the configuration.
+        config: usize,
+    },
+    /// A layer can't be unpacked or is not what it should be.
+    #[error("cannot unpack layer {layer}")]
+    Layer {
+        /// Its digest.
+        layer: Digest,
+        /// Why.
+        source: UnpackError,
+    },
+    /// The store can't be written.
+    #[error("cannot store it")]
+    Store {
+        /// Why.
+        source: Box<ImageError>,
+    },
+    /// A thread ended without an answer.
+    #[error("the pull was cut short")]
+    Thread {
+        /// How.
+        source: tokio::task::JoinError,
+    },
+    /// The task of the pull ended without an answer.
+    #[error("the pull ended without an answer")]
+    Vanished,
+}
+
+impl Kinded for PullError {
+    fn kind(&self) -> Kind {
+        match self {
+            PullError::Registries { source } => source.kind(),
+            PullError::Registry { source } => source.kind(),
+            PullError::Manifest { source } => source.kind(),
+            PullError::Layer { source, .. } => source.kind(),
+            PullError::Store { source } => source.kind(),
+            PullError::Nested { .. } | PullError::Config { .. } | PullError::Text { .. } | PullError::LayerCount { .. } => Kind::FailedPrecondition,
+            PullError::Thread { .. } | PullError::Vanished => Kind::Internal,
+        }
+    }
+}
+
+impl ImageError {
+    /// The failure of a pull, as each of those who waited for it gets it.
+    pub(super) fn pull(reference: &Reference, source: Arc<PullError>) -> Self {
+        let reference = reference.to_string();
+        match source.kind() {
+            Kind::Unavailable => ImageError::RegistryUnavailable { reference, source },
+            _ => ImageError::Pull { reference, source },
         }
     }
 }

@@ -7,22 +7,33 @@
 pub mod auth;
 pub mod config;
 pub mod digest;
+mod download;
 mod error;
 mod manifest;
 pub mod platform;
+mod pull;
 pub mod reference;
 mod registries;
+mod registry;
+mod store;
+mod transport;
 mod unpack;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
 pub use auth::Credentials;
 pub use config::ImageConfig;
-pub use error::ImageError;
+pub use error::{ImageError, PullError};
 pub use platform::Platform;
+use pull::InFlight;
 pub use reference::Reference;
+use store::Store;
 
 /// How the store is set up. [`Config::new`] fills in what a node usually has.
 #[derive(Debug, Clone)]
@@ -39,6 +50,8 @@ pub struct Config {
     pub max_parallel_layers: usize,
     /// A transfer that brings no byte for so long has failed.
     pub progress_timeout: Duration,
+    /// How long a layer stays that no image has yet: the next pull needs it where one was cut short.
+    pub orphan_grace: Duration,
     /// Images that kubelet must not collect: exact references, or prefixes that end in `*`.
     pub pinned: Vec<String>,
     /// Which entry of a manifest list is ours.
@@ -59,6 +72,7 @@ impl Config {
             certs_dirs: vec!["/etc/containers/certs.d".into(), "/etc/docker/certs.d".into()],
             max_parallel_layers: 4,
             progress_timeout: Duration::from_secs(60),
+            orphan_grace: Duration::from_secs(15 * 60),
             pinned: Vec::new(),
             platform: Platform::host(),
             limits: Limits::default(),
@@ -184,47 +198,117 @@ pub struct FsInfo {
     pub timestamp: SystemTime,
 }
 
-/// The image store. Cheap to share; every method may be called from any thread.
+/// The image store. Every method may be called from any thread of a tokio runtime.
 pub struct Images {
-    config: Config,
+    store: Arc<Store>,
+    in_flight: Arc<InFlight>,
+    pulls: Mutex<HashMap<Key, Weak<Running>>>,
+    /// Deletes what start-up found to belong to nothing.
+    cleaning: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+/// What makes two pulls the same.
+type Key = (String, Option<Credentials>);
+
+/// A pull that somebody waits for; the last who goes ends it.
+struct Running {
+    outcome: watch::Receiver<Option<Outcome>>,
+    task: AbortHandle,
+}
+
+type Outcome = Result<Arc<Image>, Arc<PullError>>;
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Images {
     /// Opens the store, made if it is not there, and repairs what a crash left. Blocks.
     pub fn open(config: Config) -> Result<Arc<Images>, ImageError> {
-        Ok(Arc::new(Images { config }))
+        let (store, garbage) = Store::open(config)?;
+        let cleaning = (!garbage.is_empty()).then(|| {
+            let store = Arc::clone(&store);
+            std::thread::spawn(move || garbage.iter().for_each(|path| store.delete(path)))
+        });
+        Ok(Arc::new(Images { store, in_flight: Arc::default(), pulls: Mutex::default(), cleaning: Mutex::new(cleaning) }))
     }
 
     /// Pulls an image and answers when all of it is on disk. Pulls of the same image with the same credentials are one pull;
     /// it ends early when nobody waits for it any more. The caller's deadline is the caller's: it drops the future.
     pub async fn pull(self: &Arc<Self>, reference: &str, auth: Option<Credentials>) -> Result<Arc<Image>, ImageError> {
-        let _ = auth;
         let reference = Reference::parse(reference)?;
-        Err(ImageError::NotPulled { reference: reference.to_string() })
+        let running = self.join(&reference, auth);
+        let mut outcome = running.outcome.clone();
+        let outcome = match outcome.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone(),
+            Err(_) => None,
+        };
+        outcome.unwrap_or_else(|| Err(Arc::new(PullError::Vanished))).map_err(|source| ImageError::pull(&reference, source))
     }
 
-    /// All images. Never waits.
+    /// The pull of this image, started if there is none.
+    fn join(self: &Arc<Self>, reference: &Reference, auth: Option<Credentials>) -> Arc<Running> {
+        let key = (reference.to_string(), auth.clone());
+        let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+        pulls.retain(|_, pull| pull.strong_count() > 0);
+        // One that has its answer is over, though somebody may not have read it yet.
+        let joined = pulls.get(&key).and_then(Weak::upgrade).filter(|pull| pull.outcome.borrow().is_none());
+        if let Some(running) = joined {
+            return running;
+        }
+        let (answer, outcome) = watch::channel(None);
+        let (store, in_flight, reference) = (Arc::clone(&self.store), Arc::clone(&self.in_flight), reference.clone());
+        let task = tokio::spawn(async move {
+            let outcome = pull::run(Arc::clone(&store), in_flight, reference, auth).await;
+            if let Err(error) = &outcome
+                && pull::is_full(error)
+            {
+                let cleared = tokio::task::spawn_blocking(move || store.reap(Duration::ZERO)).await;
+                cleared.unwrap_or_else(|error| tracing::warn!(%error, "image store was not cleared"));
+            }
+            answer.send_replace(Some(outcome.map_err(Arc::new)));
+        });
+        let running = Arc::new(Running { outcome, task: task.abort_handle() });
+        pulls.insert(key, Arc::downgrade(&running));
+        running
+    }
+
+    /// All images, by id. Never waits.
     pub fn list(&self) -> Vec<Arc<Image>> {
-        Vec::new()
+        self.store.list()
     }
 
     /// The image that `reference` names: an image id (`sha256:…`, its digits, or at least three of the first that no other image
-    /// shares), a tag, or a digest reference. Never waits.
+    /// shares), a tag, or a digest reference. A name comes before the digits of an id. Never waits.
     pub fn find(&self, reference: &str) -> Result<Option<Arc<Image>>, ImageError> {
-        Reference::parse(reference)?;
-        Ok(None)
+        let hex = |digits: &str| (MIN_PREFIX..=64).contains(&digits.len()) && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if let Some(digits) = reference.strip_prefix("sha256:").filter(|digits| hex(digits)) {
+            return self.store.by_id(digits);
+        }
+        if reference.len() == 64 && hex(reference) {
+            return self.store.by_id(reference);
+        }
+        let parsed = Reference::parse(reference)?;
+        match self.store.by_reference(&parsed.to_string()) {
+            None if hex(reference) => self.store.by_id(reference),
+            found => Ok(found),
+        }
     }
 
     /// Removes the image that `reference` names, with all its tags. One that is not there is no error. Layers that a lease holds
     /// stay until it is dropped.
     pub async fn remove(&self, reference: &str) -> Result<(), ImageError> {
-        Reference::parse(reference)?;
-        Ok(())
+        let Some(image) = self.find(reference)? else { return Ok(()) };
+        let store = Arc::clone(&self.store);
+        tokio::task::spawn_blocking(move || store.remove(&image)).await.map_err(|source| ImageError::Thread { source })?
     }
 
     /// What the store uses. From counters; no tree is walked.
     pub async fn fs_info(&self) -> Result<FsInfo, ImageError> {
-        Ok(FsInfo { mountpoint: self.config.root.clone(), used_bytes: 0, used_inodes: 0, timestamp: SystemTime::now() })
+        let (used_bytes, used_inodes) = self.store.usage();
+        Ok(FsInfo { mountpoint: self.store.config.root.clone(), used_bytes, used_inodes, timestamp: SystemTime::now() })
     }
 
     /// Keeps an image's layers on disk while the lease lives, even when the image is removed.
@@ -234,19 +318,36 @@ impl Images {
 
     /// The same by the layers' names, as a container's record kept them over a restart of the daemon.
     pub fn lease_layers(&self, names: &[String]) -> Result<LayerLease, ImageError> {
-        Ok(LayerLease { layers_dir: self.config.root.join("layers"), names: names.to_vec() })
+        let pins = self.store.pin_names(names)?;
+        Ok(LayerLease { layers_dir: self.store.layers_dir.clone(), names: names.to_vec(), _pins: pins })
     }
 
     /// Deletes the layers that no image, lease or pull needs. The service calls it once it has leased again what its containers use;
-    /// until then nothing is deleted.
-    pub async fn collect(&self) {}
+    /// until then nothing is deleted but what was never whole.
+    pub async fn collect(&self) {
+        let cleaning = self.cleaning.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let store = Arc::clone(&self.store);
+        let done = tokio::task::spawn_blocking(move || {
+            if cleaning.is_some_and(|thread| thread.join().is_err()) {
+                tracing::warn!("leftovers of the image store were not all deleted");
+            }
+            store.allow_reaping();
+            store.reap(store.config.orphan_grace);
+        });
+        if let Err(error) = done.await {
+            tracing::warn!(%error, "layers were not collected");
+        }
+    }
 }
 
+/// Digits of an image id that may name it.
+const MIN_PREFIX: usize = 3;
+
 /// Keeps layers on disk while it lives.
-#[derive(Debug)]
 pub struct LayerLease {
     layers_dir: PathBuf,
     names: Vec<String>,
+    _pins: store::Pins,
 }
 
 impl LayerLease {
@@ -258,5 +359,11 @@ impl LayerLease {
     /// The layers' names in it, topmost first.
     pub fn names(&self) -> &[String] {
         &self.names
+    }
+}
+
+impl std::fmt::Debug for LayerLease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LayerLease").field("names", &self.names).finish_non_exhaustive()
     }
 }

@@ -121,6 +121,17 @@ impl<B: AsRef<[u8]>, F: FnMut() -> Option<B>> Pieces<B, F> {
     pub fn new(next: F) -> Self {
         Self { next, current: None, at: 0, hasher: Hasher::default(), bytes: 0 }
     }
+
+    /// Takes all that is left; gives the digest and the number of all bytes.
+    pub fn drain(&mut self) -> (Digest, u64) {
+        self.current = None;
+        self.at = 0;
+        while let Some(piece) = (self.next)() {
+            self.hasher.update(piece.as_ref());
+            self.bytes += piece.as_ref().len() as u64;
+        }
+        (std::mem::take(&mut self.hasher).finish(), self.bytes)
+    }
 }
 
 impl<B: AsRef<[u8]>, F: FnMut() -> Option<B>> BufRead for Pieces<B, F> {
@@ -215,13 +226,10 @@ where
         _ => archive::apply(root, &mut sniffed, limits)?,
     };
     // A decoder may stop before the last byte; the digest is of all of them.
-    while !pieces.fill_buf().map_err(decompress)?.is_empty() {
-        let n = pieces.fill_buf().map_err(decompress)?.len();
-        pieces.consume(n);
-    }
+    let (compressed, compressed_bytes) = pieces.drain();
     Ok(Unpacked {
-        compressed: std::mem::take(&mut pieces.hasher).finish(),
-        compressed_bytes: pieces.bytes,
+        compressed,
+        compressed_bytes,
         diff_id,
         disk_bytes: tree.disk_bytes,
         inodes: tree.inodes,
