@@ -74,10 +74,10 @@ measure() {
 }
 
 if [[ -n $foreign ]]; then
-  export CONTAINER_RUNTIME_ENDPOINT=$foreign IMAGE_SERVICE_ENDPOINT=$foreign
+  PATH=$cache/tools:$PATH
   TMPDIR=$(mktemp -d)
   export TMPDIR
-  trap 'crictl pods --namespace bench -q | xargs -r crictl rmp -f >/dev/null; rm -rf "$TMPDIR"' EXIT
+  trap 'crictl -r "$foreign" pods --namespace bench -q | xargs -r "$cache/tools/crictl" -r "$foreign" rmp -f >/dev/null; rm -rf "$TMPDIR"' EXIT
   measure "$foreign"
   exit
 fi

@@ -64,7 +64,7 @@ sed "s/9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf/$(sed 's
 chmod 755 "$work/critest"
 
 code=0
-(cd "$work" && ./critest --runtime-endpoint "$endpoint" --image-endpoint "$endpoint" --ginkgo.no-color --ginkgo.timeout=60m \
+(cd "$work" && ./critest --runtime-endpoint "$endpoint" --image-endpoint "$endpoint" --ginkgo.v --ginkgo.no-color --ginkgo.timeout=60m \
   ${arguments[@]+"${arguments[@]}"} >"$work/critest.log" 2>&1) &
 critest=$!
 # A line for each spec as it ends: how, and its name, which stands above.

@@ -5,8 +5,9 @@
 #   sudo hack/demo.sh
 #
 # Needs root and Rust. Installs the Debian packages that are missing, builds Copepod and crictl (several minutes, once),
-# makes a busybox image and serves it from a registry on loopback: it runs offline from then on. Copepod gets its own root, state directory and
-# socket, and namespaces of its own: nothing of the machine's containers or network is touched. Leaves only the cache.
+# makes a busybox image and serves it from a registry on loopback: from then on it runs offline. Copepod
+# gets its own root, state directory and socket, and namespaces of its own: nothing of the machine's containers or
+# network is touched. Leaves only the cache.
 
 set -euo pipefail
 # shellcheck source=lib.sh
@@ -49,7 +50,7 @@ pod() {
   cat >"$work/$1.json" <<JSON
 {
   "metadata": { "name": "$1", "namespace": "demo", "uid": "$1-uid", "attempt": 0 },
-  "hostname": "$1", "log_directory": "$work/logs/$1", "linux": {}
+  "hostname": "$1", "log_directory": "$work/logs/$1", "linux": { "cgroup_parent": "/$node_name/pods" }
 }
 JSON
   crictl runp "$work/$1.json"
@@ -110,7 +111,8 @@ show crictl exec --sync "$shell" wget -qO- "http://$address:8080/"
 title "Logs, commands in a container, statistics"
 show crictl logs --tail 3 "$ticker"
 show crictl exec --sync "$shell" hostname
-show crictl stats
+# Without the sequences that clear a terminal.
+show crictl stats | sed 's/\x1b\[[0-9;]*[A-Za-z]//g'
 
 title "kill -9 of the daemon"
 pids=$(pgrep -d, -f 'httpd -f -p|echo tick')

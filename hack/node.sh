@@ -24,8 +24,6 @@ node_create() {
   node=$1
   node_name=${node##*/}
   endpoint=unix://$node/copepod.sock
-  # crictl takes it from here.
-  export CONTAINER_RUNTIME_ENDPOINT=$endpoint IMAGE_SERVICE_ENDPOINT=$endpoint
   mkdir -p "$node"/{root,state,netns,registries.d,cni/{conf,cache,ipam}}
   mount -t tmpfs -o mode=700 tmpfs "$node/state"
 
@@ -52,6 +50,10 @@ image:
 log:
   level: ${COPEPOD_LOG:-info}
 CONFIG
+
+  # What crictl reads.
+  export CRI_CONFIG_FILE=$node/crictl.yaml
+  printf 'runtime-endpoint: %s\nimage-endpoint: %s\ntimeout: 60\n' "$endpoint" "$endpoint" >"$CRI_CONFIG_FILE"
 
   : >"$node/registries.conf"
   local host
@@ -127,11 +129,24 @@ node_left() {
   return 1
 }
 
-# node_remove: deletes the directory and the empty control groups that the daemon keeps.
+# node_remove: ends what still runs and deletes the directory and the control groups. Safe to call twice.
 node_remove() {
   [[ -n ${node:-} ]] || return 0
-  find /sys/fs/cgroup -depth -type d -path "*/$node_name*" -exec rmdir {} + 2>/dev/null || true
-  umount "$node/state" 2>/dev/null || true
-  rm -rf --one-file-system "$node" 2>/dev/null || say "could not delete $node"
+  local process pid
+  # As the first process of a process namespace this shell sees what the script started and nothing else.
+  if [[ $$ -eq 1 ]]; then
+    for process in /proc/[0-9]*; do
+      pid=${process#/proc/}
+      [[ $pid == 1 || $pid == "$BASHPID" ]] || kill -KILL "$pid" 2>/dev/null || true
+    done
+  fi
+  wait_until 10 "the control groups of $node_name are empty" node_cgroups_removed || true
+  node_mounts | grep "^$node/" | sort -r | while read -r mount; do umount -l "$mount"; done || true
+  rm -rf --one-file-system "$node" || true
   node=
+}
+
+node_cgroups_removed() {
+  find /sys/fs/cgroup -depth -type d -path "*/$node_name*" -exec rmdir {} + 2>/dev/null
+  ! find /sys/fs/cgroup -type d -path "*/$node_name*" | grep -q .
 }
