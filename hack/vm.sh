@@ -23,7 +23,7 @@ set -euo pipefail
 help_if_asked "$@"
 
 # What the guest has beside Debian's minimal base.
-packages=busybox-static,containernetworking-plugins,curl,docker-registry,iproute2,iptables,kmod,nftables,procps,psmisc,python3-minimal,attr,strace
+packages=busybox-static,containernetworking-plugins,curl,docker-registry,iproute2,iptables,kmod,nftables,procps,psmisc,python3,attr,strace
 
 timeout=2400 memory=4096 cpus=$(nproc) results='' tests=
 while [[ $# -gt 0 ]]; do
@@ -109,14 +109,15 @@ accelerator() {
       -kernel "$guest/kernel" -append 'panic=-1' >/dev/null 2>&1 </dev/null; then
       echo 'kvm' >"$known"
     else
-      echo 'tcg,thread=multi' >"$known"
+      echo 'tcg,thread=multi,tb-size=512' >"$known"
     fi
   fi
   cat "$known"
 }
 accel=$(accelerator)
 cpu=host
-[[ $accel == kvm ]] || cpu=max
+# Without five-level page tables, which cost an emulator dearly.
+[[ $accel == kvm ]] || cpu=max$([[ $arch != amd64 ]] || echo ,la57=off)
 
 # The payload: a disk whose files/ holds what the guest sees at the same paths as the host.
 payload=$work/payload
@@ -209,7 +210,7 @@ code=0
 TMPDIR=$work timeout --foreground --kill-after=10 "$timeout" "$qemu" -M "$machine" -accel "$accel" -cpu "$cpu" -smp "$cpus" -m "$memory" \
   -nodefaults -display none -serial stdio -no-reboot \
   -kernel "$guest/kernel" -initrd "$guest/initrd" \
-  -append "console=$console quiet loglevel=3 panic=-1 random.trust_cpu=on cgroup_no_v1=all systemd.unified_cgroup_hierarchy=1" \
+  -append "console=$console quiet loglevel=3 panic=-1 mitigations=off random.trust_cpu=on cgroup_no_v1=all systemd.unified_cgroup_hierarchy=1" \
   -drive "file=$guest/root.ext4,if=virtio,format=raw,snapshot=on,cache=unsafe" \
   -drive "file=$work/payload.ext4,if=virtio,format=raw,cache=unsafe" </dev/null || code=$?
 [[ $code -ne 124 && $code -ne 137 ]] || die "ended after $timeout s: the command had not finished"
