@@ -34,8 +34,6 @@ pub struct Container {
     pub exit_file: OwnedFd,
     /// Its control group.
     pub cgroup: String,
-    /// Control groups above it that were made for it.
-    pub parents: Vec<String>,
     /// Its processes don't die with its init: it has no PID namespace of its own.
     pub shares_pids: bool,
     /// The container whose namespaces it joins.

@@ -84,7 +84,6 @@ impl Pod {
             plan: plan_fd,
             exit_file,
             cgroup: plan.cgroup.path,
-            parents: Vec::new(),
             shares_pids: plan.namespaces.pid != Namespace::Private,
             target,
             log,
@@ -150,7 +149,6 @@ impl Pod {
             return self.begin_delete(at);
         };
         container.user = made.user.clone();
-        container.parents = made.parents;
         container.phase = Phase::Created(Init { pid, pidfd, start });
         if let Some(console) = console {
             self.link.attach(container.log, console);
@@ -352,10 +350,12 @@ impl Pod {
 
     fn begin_delete(&mut self, at: usize) {
         let container = &self.containers[at];
-        let (serial, cgroup, parents) = (container.serial, container.cgroup.clone(), container.parents.clone());
+        let (serial, cgroup) = (container.serial, container.cgroup.clone());
         if self.has_job(Purpose::Delete(serial)) {
             return;
         }
+        // A container that is being made needs them to stay; its own removal takes them away.
+        let parents = if self.is_creating() { Vec::new() } else { self.parents.clone() };
         if let Err(error) = self.start_job(Purpose::Delete(serial), |_| Ok(Work::Delete { cgroup, parents })) {
             self.container_deleted(serial, Some((Made::Failed(error), Vec::new())));
         }

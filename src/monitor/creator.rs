@@ -39,7 +39,8 @@ impl Creator {
         let keep = Keep::only(&kept);
         let (pid, pidfd) = process::spawn(CloneArgs::default(), Some(keep), || {
             process::set_name(work.name());
-            let (made, fds) = work.run(hierarchy).unwrap_or_else(|error| (Made::Failed(error), Vec::new()));
+            let tell = |made: &Made| drop(fd::send(theirs.as_fd(), &wire::encode(made), &[]));
+            let (made, fds) = work.run(hierarchy, tell).unwrap_or_else(|error| (Made::Failed(error), Vec::new()));
             let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
             i32::from(fd::send(theirs.as_fd(), &wire::encode(&made), &fds).is_err())
         })?;
@@ -51,7 +52,7 @@ impl Creator {
         self.socket.as_fd()
     }
 
-    /// Its answer. `Ok(None)`: it has none yet. An error: it has ended, or will end, without one.
+    /// Its answer, or what it says before that ([`Made::Parents`]). `Ok(None)`: it has none yet. An error: it has ended, or will end, without one.
     pub fn answer(&self) -> io::Result<Option<Answer>> {
         match fd::receive(self.socket.as_fd(), MAX_MESSAGE) {
             Ok(Some((bytes, fds))) => {

@@ -17,7 +17,7 @@ use crate::monitor::children::{Container, Phase};
 use crate::monitor::clients::{Caller, Clients};
 use crate::monitor::creator::{self, Answer, Creator};
 use crate::monitor::execs::{Exec, ExecPhase};
-use crate::monitor::runtime::Work;
+use crate::monitor::runtime::{Made, Work};
 use crate::monitor::sandbox::Sandbox;
 use crate::monitor::say;
 use crate::monitor::stdio::link::{Answered, Link};
@@ -42,6 +42,8 @@ pub struct Pod {
     pub containers: Vec<Container>,
     /// Every exec that has not ended.
     pub execs: Vec<Exec>,
+    /// Control groups above the containers' that were made for them, outermost first.
+    pub parents: Vec<String>,
     jobs: Vec<Job>,
     /// Children that ended before the creator that made them could say so.
     early: Vec<Ended>,
@@ -106,6 +108,7 @@ impl Pod {
             sandbox: Sandbox::default(),
             containers: Vec::new(),
             execs: Vec::new(),
+            parents: Vec::new(),
             jobs: Vec::new(),
             early: Vec::new(),
             serial: 0,
@@ -136,6 +139,11 @@ impl Pod {
     /// Whether a creator for this is at work.
     pub fn has_job(&self, purpose: Purpose) -> bool {
         self.jobs.iter().any(|job| job.purpose == purpose)
+    }
+
+    /// Whether a container is being made.
+    pub fn is_creating(&self) -> bool {
+        self.jobs.iter().any(|job| matches!(job.purpose, Purpose::Create(_)) && !job.answered)
     }
 
     /// Kills the creator for this. It ends without an answer as soon as it can be killed.
@@ -255,6 +263,12 @@ impl Pod {
         let Some(job) = self.jobs.iter_mut().find(|job| job.serial == serial && !job.answered) else { return };
         match job.creator.answer() {
             Ok(None) => {}
+            Ok(Some((Made::Parents(parents), _))) => {
+                self.parents.extend(parents);
+                self.parents.sort_unstable_by(|a, b| a.len().cmp(&b.len()).then_with(|| a.cmp(b)));
+                self.parents.dedup();
+                self.job_ready(serial);
+            }
             Ok(Some(answer)) => {
                 job.answered = true;
                 let purpose = job.purpose;

@@ -79,6 +79,9 @@ wire_enum! {
         4 Container(MadeContainer),
         /// An exec. Descriptors: the helper's pidfd, the control socket, the terminal if it has one.
         5 Exec(MadeExec),
+        /// Not an answer yet: control groups that are about to be made above the container's own. Told before they are, since a
+        /// creator can be killed.
+        6 Parents(Vec<String>),
     }
 }
 
@@ -97,8 +100,6 @@ wire_struct! {
         1 pid: u32,
         /// Who it will run as.
         2 user: ResolvedUser,
-        /// Control groups above its own that were made.
-        3 parents: Vec<String>,
     }
 
     /// An exec.
@@ -138,8 +139,8 @@ impl Work<'_> {
         }
     }
 
-    /// Does it. Runs in a creator.
-    pub fn run(self, hierarchy: &Hierarchy) -> Result<(Made, Vec<OwnedFd>), Remote> {
+    /// Does it. Runs in a creator. `tell` says something before the answer.
+    pub fn run(self, hierarchy: &Hierarchy, tell: impl Fn(&Made)) -> Result<(Made, Vec<OwnedFd>), Remote> {
         let failed = |error: oci::OciError| Remote::new(&error);
         match self {
             Work::Sandbox { plan } => {
@@ -151,9 +152,14 @@ impl Work<'_> {
                 Ok((Made::Sandbox(MadeSandbox { has, pause_pid }), fds))
             }
             Work::Create { plan, pod, stdio } => {
-                let made = oci::create::create(&read::<ContainerPlan>(plan)?, &pod, stdio, hierarchy).map_err(failed)?;
+                let plan = read::<ContainerPlan>(plan)?;
+                let parents = missing_parents(hierarchy, &plan.cgroup.path);
+                if !parents.is_empty() {
+                    tell(&Made::Parents(parents));
+                }
+                let made = oci::create::create(&plan, &pod, stdio, hierarchy).map_err(failed)?;
                 let fds = [made.pidfd, made.start].into_iter().chain(made.console).collect();
-                Ok((Made::Container(MadeContainer { pid: made.pid, user: made.user, parents: made.cgroup_parents_made }), fds))
+                Ok((Made::Container(MadeContainer { pid: made.pid, user: made.user }), fds))
             }
             Work::Exec { plan, container, init, pid, stdio } => {
                 let container = read::<ContainerPlan>(container)?;
@@ -212,6 +218,17 @@ pub fn oom_kills(hierarchy: &Hierarchy, path: &str) -> Result<u64, Remote> {
         Err(error) if error.kind() == Kind::NotFound => Ok(0),
         Err(error) => Err(Remote::new(&error)),
     }
+}
+
+/// The groups above a control group that don't exist, outermost first, named as [`crate::cgroup::remove_parents`] takes them.
+fn missing_parents(hierarchy: &Hierarchy, path: &str) -> Vec<String> {
+    let ends = path.char_indices().skip(1).filter(|(_, c)| *c == '/').map(|(at, _)| &path[..at]);
+    let missing = |parent: &str| -> Vec<String> {
+        let Ok(group) = Cgroup::new(hierarchy, parent) else { return Vec::new() };
+        let absent = group.dirs().into_iter().filter(|(_, dir)| rustix::fs::stat(*dir).is_err());
+        absent.map(|(label, _)| format!("{label}:{parent}")).collect()
+    };
+    ends.flat_map(missing).collect()
 }
 
 fn kill(path: &str, hierarchy: &Hierarchy) -> Result<(), Remote> {

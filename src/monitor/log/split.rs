@@ -119,8 +119,9 @@ mod tests {
         for round in 0..400 {
             let length = (random(&mut state) % 3000) as usize;
             let newline_every = 1 + random(&mut state) % 200;
-            let bytes: Vec<u8> =
-                (0..length).map(|_| if random(&mut state).is_multiple_of(newline_every) { b'\n' } else { b'a' + (random(&mut state) % 26) as u8 }).collect();
+            let bytes: Vec<u8> = (0..length)
+                .map(|_| if random(&mut state).is_multiple_of(newline_every) { b'\n' } else { b'a' + (random(&mut state) % 26) as u8 })
+                .collect();
             let max = 1 + (random(&mut state) % 100) as u32;
             let whole = lines(max, &[&bytes]);
             let mut chunks = Vec::new();

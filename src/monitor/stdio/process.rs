@@ -103,6 +103,7 @@ impl Stdio<'_> {
         let answer = wire::encode(&Answer { seq, error });
         if let Some(control) = &self.control
             && let Err(error) = fd::send(control.as_fd(), &answer, &[])
+            && error.kind() != std::io::ErrorKind::BrokenPipe
         {
             say(format_args!("stdio: cannot answer: {error}"));
         }
