@@ -64,6 +64,7 @@ container() {
   "image": { "image": "$image" },
   "command": ["sh", "-c", "$4"],
   "log_path": "$3.log",
+  "labels": { "io.kubernetes.pod.name": "$2", "io.kubernetes.pod.namespace": "demo" },
   "mounts": [{ "container_path": "/shared", "host_path": "$work/shared" }],
   "linux": { "resources": { "memory_limit_in_bytes": 67108864 } }
 }
