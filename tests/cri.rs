@@ -40,6 +40,7 @@ fn main() -> ExitCode {
             ("stats_are_complete", stats_are_complete),
             ("events_tell_a_containers_life", events_tell_a_containers_life),
         ],
+        |node| node.remove_all_pods(),
     );
     node.remove_all_pods();
     node.kill();
@@ -322,7 +323,8 @@ fn stats_are_complete(node: &mut Node) {
     for _ in 0..200 {
         std::thread::sleep(Duration::from_millis(10));
         now = stats(&id);
-        if now.cpu.as_ref().unwrap().usage_core_nano_seconds > first.cpu.as_ref().unwrap().usage_core_nano_seconds {
+        let used = |stats: &api::ContainerStats| stats.cpu.as_ref().unwrap().usage_core_nano_seconds.unwrap().value;
+        if used(&now) > used(&first) {
             break;
         }
     }

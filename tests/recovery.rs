@@ -36,6 +36,12 @@ fn main() -> ExitCode {
             ("exits_and_ooms_while_the_daemon_is_down", exits_and_ooms_while_the_daemon_is_down),
             ("monitor_killed", monitor_killed),
         ],
+        |node| {
+            if node.ended() {
+                node.start(None);
+            }
+            node.remove_all_pods();
+        },
     );
     if node.daemon.is_some() {
         node.kill();
@@ -78,7 +84,7 @@ fn life(node: &mut Node) -> Seen {
     let name = config.metadata.clone().unwrap().name;
     let by_name = move |node: &Node| {
         let pods = node.wait(node.client().list_pod_sandbox(api::ListPodSandboxRequest::default()))?.into_inner().items;
-        Ok(pods.into_iter().find(|pod| pod.metadata.as_ref().unwrap().name == name).map(|pod| pod.id))
+        Ok::<_, tonic::Status>(pods.into_iter().find(|pod| pod.metadata.as_ref().unwrap().name == name).map(|pod| pod.id))
     };
     // A pod whose answer was lost is there, as kubelet's next list shows; one that is not is asked for again.
     let pod = retry(node, |node| match by_name(node)? {

@@ -367,7 +367,17 @@ fn stop_signal(spec: &ContainerSpec, image: &Image) -> Result<u32, ServiceError>
     }
 }
 
-/// The resource limits of the configuration, which were checked when it was read.
-pub(super) fn rlimits(config: &crate::config::Config) -> Vec<crate::plan::Rlimit> {
-    config.runtime.default_ulimits.iter().filter_map(|text| rlimit::parse(text)).collect()
+/// The resource limits of the configuration, which were checked when it was read. A daemon without CAP_SYS_RESOURCE can't
+/// raise its own hard limits: what is above them is lowered, once and said aloud, rather than failing every container.
+pub(super) fn rlimits(config: &crate::config::Config, may_raise: bool) -> Vec<crate::plan::Rlimit> {
+    let mut limits: Vec<_> = config.runtime.default_ulimits.iter().filter_map(|text| rlimit::parse(text)).collect();
+    for limit in limits.iter_mut().filter(|_| !may_raise) {
+        let own = crate::sys::creds::limit(limit.resource).map_or(u64::MAX, |(_, hard)| hard);
+        if limit.hard > own {
+            tracing::warn!(resource = limit.resource, asked = limit.hard, given = own, "defaultUlimits is above the daemon's own hard limit");
+            limit.hard = own;
+            limit.soft = limit.soft.min(own);
+        }
+    }
+    limits
 }

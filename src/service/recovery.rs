@@ -34,14 +34,15 @@ impl Service {
         make_monitor_cgroup(&hierarchy, &config.monitor.cgroup)?;
         let (events, _) = broadcast::channel(EVENT_QUEUE);
         let (from_monitors, to_follow) = mpsc::unbounded_channel();
-        let available_capabilities = own_capabilities()?;
+        // Nothing beyond the daemon's own can be given to a container.
+        let available_capabilities = crate::sys::creds::bounding();
+        let may_raise = available_capabilities & capability::parse("SYS_RESOURCE").unwrap_or(0) != 0;
         let service = Arc::new(Self {
             program: monitors::Program { path: monitor_path(&config)?, cgroup: config.monitor.cgroup.clone(), deadline: config.monitor.timeout.0 },
             default_capabilities: config.runtime.default_capabilities.iter().filter_map(|name| capability::parse(name)).fold(0, |a, b| a | b),
-            restrict_oom_score_adj: config.runtime.restrict_oom_score_adj
-                && available_capabilities & capability::parse("SYS_RESOURCE").unwrap_or(0) == 0,
+            restrict_oom_score_adj: config.runtime.restrict_oom_score_adj && !may_raise,
             available_capabilities,
-            rlimits: rlimits(&config),
+            rlimits: rlimits(&config, may_raise),
             config,
             images,
             networks,
@@ -267,13 +268,4 @@ fn make_monitor_cgroup(hierarchy: &Hierarchy, path: &str) -> Result<(), ServiceE
     let failed = |source| ServiceError::Cgroup { what: "cannot make the monitors' control group", source };
     let cgroup = crate::cgroup::Cgroup::new(hierarchy, path).map_err(failed)?;
     if cgroup.exists() { Ok(()) } else { cgroup.create().map(drop).map_err(failed) }
-}
-
-/// The daemon's own capabilities: nothing beyond can be given to a container.
-fn own_capabilities() -> Result<u64, ServiceError> {
-    let path = PathBuf::from("/proc/self/status");
-    let failed = |source| ServiceError::Host { what: "read", path: path.clone(), source };
-    let status = fs::read_to_string(&path).map_err(failed)?;
-    let mask = status.lines().find_map(|line| line.strip_prefix("CapBnd:")).and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-    mask.ok_or_else(|| failed(std::io::ErrorKind::InvalidData.into()))
 }

@@ -107,11 +107,11 @@ impl Samples {
     fn load(&mut self, at: u64, cpu_ns: u64) -> Option<u64> {
         if let Some((then, before)) = self.cpu {
             let window = at.saturating_sub(then);
-            if window < MIN_WINDOW {
+            if window < MIN_WINDOW && self.nano_cores.is_some() {
                 return self.nano_cores;
             }
             let used = u128::from(cpu_ns.saturating_sub(before));
-            self.nano_cores = Some((used * 1_000_000_000 / u128::from(window)) as u64);
+            self.nano_cores = (used * 1_000_000_000).checked_div(window.into()).map(|load| load as u64);
         }
         self.cpu = Some((at, cpu_ns));
         self.nano_cores

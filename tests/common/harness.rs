@@ -25,7 +25,7 @@ pub fn enter_sandbox() {
 
 /// Runs the tests whose name has one of the words on the command line, all without any; `finish` at the end, whatever failed.
 #[allow(dead_code)]
-pub fn run<N>(node: &mut N, tests: &[(&str, fn(&mut N))]) -> ExitCode {
+pub fn run<N>(node: &mut N, tests: &[(&str, fn(&mut N))], recover: fn(&mut N)) -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     if std::env::args().any(|word| word == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
@@ -39,6 +39,8 @@ pub fn run<N>(node: &mut N, tests: &[(&str, fn(&mut N))]) -> ExitCode {
         println!("test {name} ... {}", if result.is_ok() { "ok" } else { "FAILED" });
         if result.is_err() {
             failed.push(*name);
+            // What a failed test left must not fail the next.
+            let _ = catch_unwind(AssertUnwindSafe(|| recover(node)));
         }
     }
     let verdict = if failed.is_empty() { "ok" } else { "FAILED" };

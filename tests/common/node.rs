@@ -23,7 +23,7 @@ pub struct Node {
     /// The daemon, if it runs.
     pub daemon: Option<Child>,
     runtime: tokio::runtime::Runtime,
-    next: u32,
+    next: std::cell::Cell<u32>,
     registry: String,
 }
 
@@ -46,7 +46,7 @@ impl Node {
         script("test-images", &[&storage]);
         let registry = script("registry.sh", &["start", dir.join("registry").to_str().unwrap(), "--storage", &storage]);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let node = Node { dir, daemon: None, runtime, next: 0, registry };
+        let node = Node { dir, daemon: None, runtime, next: 0.into(), registry };
         node.write_config();
         node
     }
@@ -59,7 +59,7 @@ impl Node {
             "apiVersion: copepod.dev/v1alpha1\nkind: RuntimeConfiguration\nroot: {dir}/root\nstate: {dir}/state\nlisten: {dir}/copepod.sock\n\
              monitor: {{path: {monitor}, cgroup: /{name}/monitors, timeout: 30s}}\ncgroup: {{defaultParent: /{name}/pods}}\n\
              network: {{cniConfDir: {dir}/cni/conf, cniCacheDir: {dir}/cni/cache, netnsDir: {dir}/netns, addTimeout: 30s, delTimeout: 30s}}\n\
-             image: {{registriesConf: {dir}/registries.conf, registriesConfDir: {dir}/registries.d}}\nlog: {{level: debug}}\n"
+             image: {{registriesConf: {dir}/registries.conf, registriesConfDir: {dir}/registries.d}}\nlog: {{level: \"info,copepod=debug\"}}\n"
         );
         fs::write(self.dir.join("copepod.yaml"), config).unwrap();
         let mirrors: String = ["registry.k8s.io", "docker.io"]
@@ -130,7 +130,7 @@ impl Node {
     }
 
     fn try_client(&self) -> Option<RuntimeServiceClient<Channel>> {
-        self.runtime.block_on(copepod::client::connect(&self.dir.join("copepod.sock"))).ok().map(RuntimeServiceClient::new)
+        self.runtime.block_on(copepod::client::connect(&self.dir.join("copepod.sock"))).ok().map(|channel| RuntimeServiceClient::new(channel).max_decoding_message_size(16 << 20))
     }
 
     /// A client of the RuntimeService.
@@ -155,9 +155,9 @@ impl Node {
     }
 
     /// A pod's configuration with a name of its own.
-    pub fn pod_config(&mut self) -> api::PodSandboxConfig {
-        self.next += 1;
-        let n = self.next;
+    pub fn pod_config(&self) -> api::PodSandboxConfig {
+        let n = self.next.get() + 1;
+        self.next.set(n);
         api::PodSandboxConfig {
             metadata: Some(api::PodSandboxMetadata { name: format!("pod-{n}"), uid: format!("uid-{n}"), namespace: "test".into(), attempt: 0 }),
             hostname: format!("pod-{n}"),
@@ -184,7 +184,7 @@ impl Node {
     }
 
     /// A pod with one container that runs `script`.
-    pub fn run_script(&mut self, script: &str) -> (String, String) {
+    pub fn run_script(&self, script: &str) -> (String, String) {
         let config = self.pod_config();
         let pod = self.run_pod(&config).expect("run");
         let container = self.create(&pod, &config, shell("main", script)).expect("create");
