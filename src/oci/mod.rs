@@ -13,6 +13,7 @@ pub mod delete;
 pub mod error;
 pub mod exec;
 pub mod handshake;
+pub mod own_program;
 pub mod sandbox;
 
 mod cgroup_view;

@@ -376,7 +376,10 @@ fn become_user(plan: &Process, user: &ResolvedUser) -> Result<creds::Sets, Proce
     if missing != 0 {
         return Err(ProcessError::Missing(capability_names(missing)));
     }
-    let last = creds::Sets { permitted: wanted.permitted, effective: wanted.effective, inheritable: wanted.inheritable };
+    // Another user than root gets nothing but the ambient set from execve. Until then it must not have more either, or its program
+    // would be looked up and opened with rights that it will not have.
+    let effective = if user.uid == 0 { wanted.effective } else { wanted.effective & wanted.ambient };
+    let last = creds::Sets { permitted: wanted.permitted, effective, inheritable: wanted.inheritable };
 
     // CAP_SETPCAP goes last: the bounding set is lowered while it is there.
     creds::drop_bounding(wanted.bounding).map_err(|error| ProcessError::Capabilities("bounding", error))?;
@@ -408,9 +411,9 @@ impl Ready<'_> {
 
     fn try_execute(self) -> Result<std::convert::Infallible, ProcessError> {
         let program = find_program(self.plan)?;
-        // The sockets and all else of ours end with execve. /proc/self/exe is the monitor's program on the host up to then, and
-        // never afterwards: nothing of the host is ever executed in a container, so that there is nothing in it to
-        // overwrite (CVE-2019-5736). Until then the process is not dumpable, which keeps /proc/PID/exe and fd shut.
+        // The sockets and all else of ours end with execve. Up to then /proc/self/exe is the monitor's program on the host: the
+        // process is not dumpable, which keeps /proc/PID/exe and fd shut to others, and where the image has that very link
+        // executed, it is on a read-only mount (see `own_program`; CVE-2019-5736).
         process::close_on_exec_from(3).map_err(|source| ProcessError::Stdio(3, source))?;
         if self.plan.no_new_privileges {
             creds::set_no_new_privileges().map_err(ProcessError::NoNewPrivileges)?;

@@ -266,12 +266,21 @@ pub fn start_time(pid: u32) -> io::Result<u64> {
 
 /// Sets every signal to its default action and unblocks all: what a container's program expects at its start.
 pub fn reset_signals() {
+    /// `struct sigaction` as the kernel has it; all zero: SIG_DFL.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Action {
+        handler: usize,
+        flags: libc::c_ulong,
+        restorer: usize,
+        mask: u64,
+    }
+    let default = Action::default();
     for number in 1..=64 {
-        if number == libc::SIGKILL || number == libc::SIGSTOP {
-            continue;
-        }
-        // SAFETY: SIG_DFL is a valid action for every signal; an error (a signal libc keeps to itself) leaves it as it is.
-        unsafe { libc::signal(number, libc::SIG_DFL) };
+        // Not signal(3), which refuses the two signals that libc keeps to itself: those may be ignored too, by inheritance.
+        // SAFETY: `default` is a valid kernel sigaction with an 8-byte mask, which the kernel only reads; an error (SIGKILL,
+        // SIGSTOP) leaves the signal as it is.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, number, &raw const default, std::ptr::null_mut::<Action>(), size_of::<u64>()) };
     }
     // SAFETY: an empty set is a valid mask, and the old one is not asked for.
     unsafe {
@@ -428,11 +437,21 @@ fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
     }
 }
 
+fn pointers(strings: &[std::ffi::CString]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
+}
+
+/// Executes the program that a descriptor (which may be O_PATH) is open on (execveat(2)). Returns only on error.
+pub fn exec_fd(program: BorrowedFd<'_>, args: &[std::ffi::CString], env: &[std::ffi::CString]) -> io::Error {
+    let (args, env) = (pointers(args), pointers(env));
+    let empty: &CStr = c"";
+    // SAFETY: the path is NUL-terminated, both arrays end with a null pointer, and all strings outlive the call.
+    unsafe { libc::syscall(libc::SYS_execveat, program.as_raw_fd(), empty.as_ptr(), args.as_ptr(), env.as_ptr(), libc::AT_EMPTY_PATH) };
+    io::Error::last_os_error()
+}
+
 /// Executes a program. Returns only on error.
 pub fn exec(path: &CStr, args: &[std::ffi::CString], env: &[std::ffi::CString]) -> io::Error {
-    let pointers = |strings: &[std::ffi::CString]| -> Vec<*const libc::c_char> {
-        strings.iter().map(|s| s.as_ptr()).chain(std::iter::once(std::ptr::null())).collect()
-    };
     let (args, env) = (pointers(args), pointers(env));
     // SAFETY: both arrays end with a null pointer, and the strings they point to outlive the call.
     unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use copepod::cgroup::Cgroup;
 use copepod::errchain::{Chain, Kind, Kinded, Remote};
 use copepod::oci::create::{CreatedInit, PodFds, Stdio};
 use copepod::oci::exec::{ExecEvent, ExecStarted, ExecTarget};
@@ -131,7 +132,7 @@ fn pid_of(pid: u32) -> Pid {
     Pid::from_raw(pid as i32).unwrap()
 }
 
-fn read_all(fd: OwnedFd, what: &str) -> String {
+pub fn read_all(fd: OwnedFd, what: &str) -> String {
     let mut bytes = Vec::new();
     let deadline = Instant::now() + DEADLINE;
     let mut file = std::fs::File::from(fd);
@@ -179,8 +180,16 @@ impl Lab {
         std::fs::create_dir_all(dir.path().join("layers")).unwrap();
         std::fs::create_dir(dir.path().join("pivot")).unwrap();
         unpack_busybox(&dir.path().join("layers/base"));
-        let cgroups = format!("/copepod-test-oci-{}", std::process::id());
-        Lab { dir, hierarchy: Hierarchy::detect().unwrap(), cgroups, count: std::cell::Cell::new(0) }
+        Lab { dir, hierarchy: Hierarchy::detect().unwrap(), cgroups: cgroups(), count: std::cell::Cell::new(0) }
+    }
+
+    /// The end of a test: no process is left.
+    pub fn close(self) {
+        // Inits that failed are ours to reap, and are dead by now.
+        while process::reap().unwrap().is_some() {}
+        let children = rustix::process::wait(WaitOptions::NOHANG);
+        assert_eq!(children.unwrap_err(), rustix::io::Errno::CHILD, "a child lives");
+        self.dir.close().unwrap();
     }
 
     /// A path in the lab's directory.
@@ -328,11 +337,35 @@ impl Lab {
     }
 }
 
-impl Drop for Lab {
-    fn drop(&mut self) {
-        // Overlay's work directories hold one that only root can search; TempDir copes.
-        assert!(process::reap().unwrap().is_none(), "a child was not reaped");
+/// What a test might leave behind: mounts, descriptors of this process, control groups.
+pub fn traces() -> (usize, usize, bool) {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let groups = Cgroup::new(&Hierarchy::detect().unwrap(), &cgroups()).unwrap().dirs().iter().any(|(_, dir)| dir.exists());
+    (mounts, descriptors, groups)
+}
+
+/// Ends what a failed test has left running. By parenthood: these are all this process's own.
+pub fn end_children() {
+    loop {
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
+            let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
+            if let (Some(parent), Ok(pid)) = (parent, entry.file_name().to_str().unwrap_or_default().parse())
+                && parent == std::process::id()
+            {
+                process::kill_child(pid).unwrap();
+            }
+        }
+        if process::reap_wait().unwrap().is_none() {
+            return;
+        }
     }
+}
+
+/// Where the containers' groups are.
+fn cgroups() -> String {
+    format!("/copepod-test-oci-{}", std::process::id())
 }
 
 impl Pod {
