@@ -107,10 +107,10 @@ pub fn run(init: Init<'_>) -> i32 {
     let Ok(socket) = init.socket.try_clone() else { return sys_process::CHILD_FAILED };
     let failed = match set_up(init) {
         Ok(None) => return sys_process::CHILD_FAILED,
-        Ok(Some(ready)) => match handshake::wait(socket.as_fd()) {
-            Ok(true) => InitError::Process(ready.execute()),
+        Ok(Some(set_up)) => match wait_for_release(set_up, socket.as_fd()) {
+            Ok(Some(ready)) => InitError::Process(ready.execute()),
             // The monitor is gone, or it will not start this container.
-            Ok(false) => return sys_process::CHILD_FAILED,
+            Ok(None) => return sys_process::CHILD_FAILED,
             Err(error) => InitError::Socket(error),
         },
         Err(error) => error,
@@ -120,8 +120,24 @@ pub fn run(init: Init<'_>) -> i32 {
     sys_process::CHILD_FAILED
 }
 
+/// An init that has nothing left to do before its release, and no descriptor but its streams and its socket.
+struct SetUp<'a> {
+    ready: Ready<'a>,
+    user: ResolvedUser,
+    console: Option<OwnedFd>,
+}
+
+/// Says "ready" and waits. `None`: nobody will release it.
+fn wait_for_release<'a>(set_up: SetUp<'a>, socket: BorrowedFd<'_>) -> io::Result<Option<Ready<'a>>> {
+    let SetUp { ready, user, console } = set_up;
+    let fds: Vec<BorrowedFd<'_>> = console.iter().map(|fd| fd.as_fd()).collect();
+    handshake::say(socket, &FromInit::Ready(user), &fds)?;
+    drop(console);
+    Ok(handshake::wait(socket)?.then_some(ready))
+}
+
 /// Everything up to "ready". `None`: the creator is gone.
-fn set_up(init: Init<'_>) -> Result<Option<Ready<'_>>, InitError> {
+fn set_up(init: Init<'_>) -> Result<Option<SetUp<'_>>, InitError> {
     let Init { plan, mounts, null, stdio, socket, proc, limits } = init;
     sys_process::set_name(c"copepod:init");
     if !handshake::wait(socket.as_fd()).map_err(InitError::Socket)? {
@@ -157,9 +173,7 @@ fn set_up(init: Init<'_>) -> Result<Option<Ready<'_>>, InitError> {
 
     let user = user::resolve(&plan.process.user, root).map_err(InitError::User)?;
     let ready = become_process(plan, &user, root, &limits, stdio, terminal.as_ref())?;
-    let master: Vec<BorrowedFd<'_>> = terminal.iter().map(|terminal| terminal.master.as_fd()).collect();
-    handshake::say(socket.as_fd(), &FromInit::Ready(user), &master).map_err(InitError::Socket)?;
-    Ok(Some(ready))
+    Ok(Some(SetUp { ready, user, console: terminal.map(|terminal| terminal.master) }))
 }
 
 fn become_process<'a>(

@@ -67,7 +67,10 @@ pub enum PathError {
 impl Kinded for PathError {
     fn kind(&self) -> Kind {
         match self {
-            PathError::Open { source, .. } if source.kind() == io::ErrorKind::NotFound => Kind::NotFound,
+            // What the container lacks, or has in the way, is for whoever asked for it to change.
+            PathError::Open { source, .. } if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => {
+                Kind::InvalidArgument
+            }
             PathError::Open { .. } | PathError::Make { .. } => Kind::Internal,
             PathError::Type { .. } | PathError::Link { .. } | PathError::Links { .. } | PathError::Absolute { .. } => Kind::InvalidArgument,
         }

@@ -1,5 +1,7 @@
 //! Does what a monitor does, and no more: forks creators, passes descriptors, releases, reaps.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -113,19 +115,35 @@ pub fn wait_readable(fd: BorrowedFd<'_>, what: &str) {
     assert!(n > 0, "{what} is late");
 }
 
-/// Waits for a child of this process to end.
+thread_local! {
+    /// Children that were reaped before anybody asked for them, by pid.
+    static REAPED: RefCell<HashMap<i32, Ended>> = RefCell::default();
+    /// Readable when a child has ended.
+    static CHILDREN: OwnedFd = process::signalfd(&[libc::SIGCHLD]).unwrap();
+}
+
+/// To be called before anything is forked, and before descriptors are counted.
+pub fn watch_children() {
+    CHILDREN.with(|_| {});
+}
+
+/// Waits for a child of this process to end. Reaps every other one too, as a monitor does: a PID namespace isn't gone, nor its init
+/// reaped, while a process that belongs to it is a zombie.
 pub fn reap(pid: Pid) -> Ended {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        if let Some((_, status)) = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG).unwrap() {
-            let signal = status.terminating_signal().unwrap_or(0) as u32;
-            let code = status.exit_status().unwrap_or(128 + signal as i32);
-            return Ended { code, signal };
+    let pid = pid.as_raw_nonzero().get();
+    CHILDREN.with(|children| {
+        loop {
+            while let Some(ended) = process::reap().unwrap() {
+                let how = Ended { code: ended.code, signal: ended.signal };
+                REAPED.with(|reaped| reaped.borrow_mut().insert(ended.pid.as_raw_nonzero().get(), how));
+            }
+            if let Some(ended) = REAPED.with(|reaped| reaped.borrow_mut().remove(&pid)) {
+                return ended;
+            }
+            wait_readable(children.as_fd(), "the end of a process");
+            process::drain_signalfd(children.as_fd());
         }
-        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
-        assert!(Instant::now() < deadline, "process {pid:?} does not end");
-        wait_readable(pidfd.as_fd(), "the end of a process");
-    }
+    })
 }
 
 fn pid_of(pid: u32) -> Pid {
@@ -185,8 +203,9 @@ impl Lab {
 
     /// The end of a test: no process is left.
     pub fn close(self) {
-        // Inits that failed are ours to reap, and are dead by now.
+        // Inits and helpers that failed are ours to reap, and are dead by now.
         while process::reap().unwrap().is_some() {}
+        REAPED.with(|reaped| reaped.borrow_mut().clear());
         let children = rustix::process::wait(WaitOptions::NOHANG);
         assert_eq!(children.unwrap_err(), rustix::io::Errno::CHILD, "a child lives");
         self.dir.close().unwrap();

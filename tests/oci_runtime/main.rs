@@ -4,8 +4,11 @@
 //! namespace of its own. After each test nothing may be left: processes, mounts, control groups, descriptors (and with them
 //! namespaces). Arguments are parts of names of tests to run.
 
+mod attacks;
 mod container;
 mod driver;
+mod exec;
+mod files;
 mod pod;
 mod process;
 
@@ -23,8 +26,11 @@ type Test = (&'static str, fn(&Lab));
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|argument| argument == attacks::SIT_STILL) {
+        attacks::sit_still();
+    }
     let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    let all: Vec<Test> = [container::TESTS, process::TESTS, pod::TESTS].concat();
+    let all: Vec<Test> = [container::TESTS, process::TESTS, files::TESTS, pod::TESTS, exec::TESTS, attacks::TESTS].concat();
     let tests: Vec<&Test> =
         all.iter().filter(|(name, _)| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))).collect();
     println!("\nrunning {} tests", tests.len());
@@ -36,6 +42,7 @@ fn main() -> ExitCode {
     ns::unshare(&[ns::Kind::Mount]).expect("a mount namespace of its own");
     mount::set_propagation_of_all(mount::Propagation::Private).expect("mounts that reach no other");
 
+    driver::watch_children();
     let mut failed = Vec::new();
     for (name, test) in &tests {
         let passed = std::panic::catch_unwind(AssertUnwindSafe(|| {
