@@ -5,7 +5,7 @@ use copepod::plan::*;
 
 use super::driver::*;
 
-pub const TESTS: &[(&str, fn(&Lab))] = &[
+pub const TESTS: &[super::Test] = &[
     ("a_process_runs_and_ends", a_process_runs_and_ends),
     ("a_container_that_is_not_started_ends_with_its_socket", a_container_that_is_not_started_ends_with_its_socket),
     ("namespaces_are_its_own", namespaces_are_its_own),

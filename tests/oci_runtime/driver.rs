@@ -32,6 +32,7 @@ pub struct Lab {
     pub hierarchy: Hierarchy,
     pub cgroups: String,
     count: std::cell::Cell<u32>,
+    parents: RefCell<Vec<String>>,
 }
 
 /// A pod's namespaces, held as the monitor holds them.
@@ -198,7 +199,7 @@ impl Lab {
         std::fs::create_dir_all(dir.path().join("layers")).unwrap();
         std::fs::create_dir(dir.path().join("pivot")).unwrap();
         unpack_busybox(&dir.path().join("layers/base"));
-        Lab { dir, hierarchy: Hierarchy::detect().unwrap(), cgroups: cgroups(), count: std::cell::Cell::new(0) }
+        Lab { dir, hierarchy: Hierarchy::detect().unwrap(), cgroups: cgroups(), count: std::cell::Cell::new(0), parents: RefCell::default() }
     }
 
     /// The end of a test: no process is left.
@@ -312,7 +313,9 @@ impl Lab {
     /// Kills what is left, reaps, removes the control group.
     pub fn delete(&self, mut container: Container) {
         container.kill();
-        let (path, parents) = (container.plan.cgroup.path.clone(), container.init.cgroup_parents_made.clone());
+        // The container that had them made may be gone before others below them: so all are offered each time.
+        self.parents.borrow_mut().append(&mut container.init.cgroup_parents_made);
+        let (path, parents) = (container.plan.cgroup.path.clone(), self.parents.borrow().clone());
         for _ in 0..2 {
             creator(|| delete::delete(&path, &parents, &self.hierarchy).map(|()| (Reply::default(), Vec::new()))).unwrap();
         }

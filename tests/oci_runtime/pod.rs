@@ -8,7 +8,7 @@ use copepod::plan::*;
 
 use super::driver::*;
 
-pub const TESTS: &[(&str, fn(&Lab))] = &[
+pub const TESTS: &[super::Test] = &[
     ("containers_share_the_pods_namespaces", containers_share_the_pods_namespaces),
     ("a_pod_without_anything_of_its_own", a_pod_without_anything_of_its_own),
     ("pause_is_the_pods_init", pause_is_the_pods_init),

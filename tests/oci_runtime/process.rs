@@ -6,7 +6,7 @@ use copepod::wire::Bytes;
 
 use super::driver::*;
 
-pub const TESTS: &[(&str, fn(&Lab))] = &[
+pub const TESTS: &[super::Test] = &[
     ("users_by_number_and_name", users_by_number_and_name),
     ("capabilities_are_exactly_the_plans", capabilities_are_exactly_the_plans),
     ("capabilities_that_are_not_there_are_an_error", capabilities_that_are_not_there_are_an_error),
