@@ -37,9 +37,10 @@ fn main() -> ExitCode {
             ("monitor_killed", monitor_killed),
         ],
         |node| {
-            if node.ended() {
-                node.start(None);
+            if !node.ended() {
+                node.kill();
             }
+            node.start(None);
             node.remove_all_pods();
         },
     );
@@ -65,7 +66,8 @@ fn retry<T>(node: &mut Node, call: impl Fn(&Node) -> Result<T, tonic::Status>) -
             node.start(None);
         }
         match call(node) {
-            Err(status) if node.ended() || status.code() == tonic::Code::Unavailable => {
+            // `Unknown` is what the client makes of a connection that broke.
+            Err(status) if node.ended() || matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Unknown) => {
                 // The connection may break a moment before the process is gone.
                 let began = Instant::now();
                 while !node.ended() && began.elapsed() < Duration::from_secs(5) {

@@ -17,13 +17,15 @@ use crate::image::Images;
 use crate::model::capability;
 use crate::model::lifecycle::Phase;
 use crate::monitor_api::Snapshot;
-use crate::net::cni::{self, Networks};
+use crate::net::cni::Networks;
 use crate::store::journal::{self, Journal};
 use crate::store::record::{ContainerRecord, SandboxRecord, StateDir};
 use crate::store::{self, remove_all, replace};
 
 /// Where the id of the boot is kept in which the root directory was last used.
 const BOOT_ID: &str = "boot-id";
+/// The pods' interface, as CNI_IFNAME.
+const INTERFACE: &str = "eth0";
 
 impl Service {
     /// Opens the state directory, takes back every pod that lives, buries what died, undoes what was cut.
@@ -212,20 +214,14 @@ impl Service {
 
     /// CNI DEL for attachments of ours that belong to no sandbox: leases survive a reboot, pods don't.
     async fn release_stale_networks(&self) {
-        let cached = match self.networks.cached() {
-            Ok(cached) => cached,
-            Err(error) => return tracing::warn!(error = %Chain(&error), "cached attachments can't be read"),
-        };
-        for attachment in cached {
-            let id = &attachment.id;
-            if self.find_sandbox(id).is_ok() {
-                continue;
+        let valid: Vec<_> = self.sandboxes().iter().map(|sandbox| (sandbox.record().id.to_string(), INTERFACE.to_string())).collect();
+        match self.networks.gc(&valid).await {
+            Ok(collected) => {
+                for (sandbox, interface) in collected.detached {
+                    tracing::info!(sandbox, interface, "network of a pod that is gone was given back");
+                }
             }
-            let pod = cni::Pod { id: id.clone(), netns: attachment.netns.clone(), ..cni::Pod::default() };
-            match self.networks.del(&pod).await {
-                Ok(()) => tracing::info!(sandbox = %id, "network of a pod that is gone was given back"),
-                Err(error) => tracing::warn!(sandbox = %id, error = %Chain(&error), "network of a pod that is gone can't be given back"),
-            }
+            Err(error) => tracing::warn!(error = %Chain(&error), "networks of pods that are gone can't be given back"),
         }
     }
 }

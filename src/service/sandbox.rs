@@ -136,7 +136,7 @@ impl Service {
                 .map_err(|source| ServiceError::Netns { what: "cannot pin the network namespace", source })?;
             record.netns = Some(path.clone());
             journal.enter("CNI ADD", Undo::NetworkDel { sandbox: id.clone(), netns: path.clone() }).map_err(ServiceError::Store)?;
-            let pod = network_pod(&record, &path);
+            let pod = network_pod(&record, &path)?;
             let attachment = self.networks.add(&pod).await.map_err(|source| ServiceError::Net { what: "cannot set up the pod's network", source })?;
             record.ips = attachment.ips;
             record.cni_result = serde_json::to_value(&attachment.result).ok();
@@ -198,7 +198,7 @@ impl Service {
             return Ok(());
         }
         if let Some(path) = &record.netns {
-            let pod = network_pod(&record, path);
+            let pod = network_pod(&record, path)?;
             self.networks.del(&pod).await.map_err(|source| ServiceError::Net { what: "cannot take down the pod's network", source })?;
             let at = path.clone();
             blocking(move || netns::unpin(&at))
@@ -210,15 +210,20 @@ impl Service {
 }
 
 /// What the CNI client needs to know of a sandbox.
-pub(super) fn network_pod(record: &SandboxRecord, path: &Path) -> cni::Pod {
-    cni::Pod {
+pub(super) fn network_pod(record: &SandboxRecord, path: &Path) -> Result<cni::Pod, ServiceError> {
+    let annotations = &record.spec.annotations;
+    let bandwidth = cni::Bandwidth::from_annotations(annotations).map_err(|source| ServiceError::Net { what: "config.annotations", source })?;
+    let dns = &record.spec.dns;
+    Ok(cni::Pod {
         id: record.id.to_string(),
         name: record.spec.name.name.clone(),
         namespace: record.spec.name.namespace.clone(),
         uid: record.spec.name.uid.clone(),
         netns: PathBuf::from(path),
         cgroup_parent: record.cgroup_parent.clone(),
-        annotations: record.spec.annotations.clone(),
+        annotations: annotations.clone(),
+        bandwidth,
+        dns: Some(cni::Dns { servers: dns.servers.clone(), searches: dns.searches.clone(), options: dns.options.clone() }),
         port_mappings: record
             .spec
             .ports
@@ -236,7 +241,7 @@ pub(super) fn network_pod(record: &SandboxRecord, path: &Path) -> cni::Pod {
             })
             .collect(),
         ..cni::Pod::default()
-    }
+    })
 }
 
 /// Runs what may block on a thread of its own.

@@ -86,8 +86,7 @@ impl Node {
         self.daemon = Some(command.spawn().expect("copepod"));
         let began = Instant::now();
         loop {
-            if let Some(mut client) = self.try_client()
-                && let Ok(status) = self.runtime.block_on(client.status(api::StatusRequest::default()))
+            if let Ok(status) = self.runtime.block_on(self.client().status(api::StatusRequest::default()))
                 && status.get_ref().status.as_ref().unwrap().conditions.iter().all(|condition| condition.status)
             {
                 return;
@@ -129,18 +128,19 @@ impl Node {
         false
     }
 
-    fn try_client(&self) -> Option<RuntimeServiceClient<Channel>> {
-        self.runtime.block_on(copepod::client::connect(&self.dir.join("copepod.sock"))).ok().map(|channel| RuntimeServiceClient::new(channel).max_decoding_message_size(16 << 20))
+    fn channel(&self) -> Channel {
+        let _within = self.runtime.enter();
+        copepod::client::lazy(&self.dir.join("copepod.sock"))
     }
 
-    /// A client of the RuntimeService.
+    /// A client of the RuntimeService. Without a daemon its calls answer Unavailable.
     pub fn client(&self) -> RuntimeServiceClient<Channel> {
-        self.try_client().expect("the daemon serves")
+        RuntimeServiceClient::new(self.channel()).max_decoding_message_size(16 << 20)
     }
 
     /// A client of the ImageService.
     pub fn images(&self) -> ImageServiceClient<Channel> {
-        ImageServiceClient::new(self.runtime.block_on(copepod::client::connect(&self.dir.join("copepod.sock"))).expect("the daemon serves"))
+        ImageServiceClient::new(self.channel())
     }
 
     /// Waits for a future.
