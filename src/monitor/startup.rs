@@ -56,6 +56,9 @@ pub enum StartError {
 /// Makes this process the monitor of a pod.
 pub fn start(args: impl Iterator<Item = OsString>) -> Result<Pod, StartError> {
     let (dir, cgroup) = parse(args)?;
+    // Before anything else that execve would undo.
+    let shielded = crate::oci::own_program::shield();
+    shielded.map_err(|source| StartError::Process { what: "run from a read-only mount of this program", source })?;
     let first = process::take_stdin().map_err(StartError::Stdin)?;
     process::set_name(c"copepod-monitor");
     let done = |what, result: io::Result<()>| result.map_err(|source| StartError::Process { what, source });
