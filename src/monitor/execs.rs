@@ -6,10 +6,11 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Pid;
 
-use crate::errchain::{Chain, Kind, Remote};
-use crate::monitor::children::{Phase, unknown};
+use crate::errchain::{Chain, Kind, Remote, links};
+use crate::monitor::children::{Init, Phase, unknown};
 use crate::monitor::clients::Caller;
 use crate::monitor::creator::Answer;
 use crate::monitor::pod::{Pod, Purpose};
@@ -124,11 +125,27 @@ impl Pod {
         };
         if let Err(error) = result {
             let exec = self.execs.swap_remove(at);
+            let error = self.blame_container(exec.container, error);
             self.clients.answer(caller, Body::Failed(error), Vec::new());
             for caller in exec.killers {
                 self.clients.answer(caller, Body::Done, Vec::new());
             }
         }
+    }
+
+    /// An exec that failed in a container that has ended failed because of that, whatever its creator saw first.
+    fn blame_container(&self, serial: u32, error: Remote) -> Remote {
+        let lives = |init: &Init| {
+            let mut ended = [PollFd::new(&init.pidfd, PollFlags::IN)];
+            poll(&mut ended, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|n| n == 0)
+        };
+        let container = self.containers.iter().find(|container| container.serial == serial);
+        if container.and_then(|container| container.init()).is_some_and(lives) {
+            return error;
+        }
+        let mut chain = links(&error);
+        chain.insert(0, "the container has exited".into());
+        Remote::from_links(Kind::FailedPrecondition, chain)
     }
 
     fn exec_runs(&mut self, at: usize, caller: Caller, made: &runtime::MadeExec, fds: Vec<OwnedFd>) -> Result<(), Remote> {

@@ -24,8 +24,11 @@ use crate::monitor::stdio::link::{Answered, Link};
 use crate::monitor_api::{Body, SOCKET};
 use crate::sys::process::{self, Ended};
 
-/// How long the monitor waits for its stdio process when it is told to exit.
+/// How long the monitor waits for its stdio process and for creators that have answered when it is told to exit.
 const LEAVE: Duration = Duration::from_secs(1);
+
+/// How long nothing has to happen before the monitor lets go of memory.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// A pod and its monitor.
 #[derive(Debug)]
@@ -50,6 +53,8 @@ pub struct Pod {
     serial: u32,
     place: Place,
     leaving: Option<(Caller, Instant)>,
+    /// Nothing has happened since it let go of what it does not need at rest.
+    rests: bool,
 }
 
 /// What the monitor has of its surroundings.
@@ -114,6 +119,7 @@ impl Pod {
             serial: 0,
             place,
             leaving: None,
+            rests: false,
         }
     }
 
@@ -206,12 +212,22 @@ impl Pod {
         watched.extend(self.clients.listener().map(|listener| watch(Ready::Listener, listener, false)));
         watched.extend(self.clients.sockets().map(|(id, socket, write)| watch(Ready::Client(id), socket, write)));
         let (names, mut fds): (Vec<Ready>, Vec<PollFd<'_>>) = watched.into_iter().unzip();
-        let timeout = self.due().map(|at| {
-            let left = at.saturating_duration_since(Instant::now());
-            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
-        });
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        let due = self.due();
+        let ended = match due.is_some_and(|at| at <= Instant::now() + QUIET) || self.rests {
+            true => poll_until(&mut fds, due),
+            // The second poll comes at once after the rest: what lies between would be brought back into memory.
+            false => match poll_until(&mut fds, Some(Instant::now() + QUIET)) {
+                Ok(0) => {
+                    process::rest();
+                    self.rests = true;
+                    poll_until(&mut fds, due)
+                }
+                ended => ended,
+            },
+        };
+        match ended {
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => self.rests = false,
             // Only ENOMEM is left, and that passes.
             Err(error) => say(format_args!("cannot poll: {error}")),
         }
@@ -309,7 +325,7 @@ impl Pod {
     /// Whether the monitor was told to go and can.
     fn may_leave(&mut self, now: Instant) -> bool {
         let Some((caller, latest)) = self.leaving else { return false };
-        if self.link.lives() {
+        if self.link.lives() || !self.jobs.is_empty() {
             if now < latest {
                 return false;
             }
@@ -319,6 +335,13 @@ impl Pod {
         self.clients.answer(caller, Body::Done, Vec::new());
         true
     }
+}
+
+/// Waits for one of the descriptors, until a time at most.
+fn poll_until(fds: &mut [PollFd<'_>], until: Option<Instant>) -> rustix::io::Result<usize> {
+    let left = until.map(|at| at.saturating_duration_since(Instant::now()));
+    let timeout = left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
+    poll(fds, timeout.as_ref())
 }
 
 fn watch(ready: Ready, fd: BorrowedFd<'_>, write: bool) -> (Ready, PollFd<'_>) {

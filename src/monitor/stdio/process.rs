@@ -20,6 +20,9 @@ const OUTPUT: usize = 64 * 1024;
 /// Reads of one stream for a drain: twice what a pipe holds, so that one who writes without end can't keep us.
 const DRAIN_READS: usize = 4;
 
+/// How long nothing has to happen before buffers are given back.
+const QUIET: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
 /// Runs until the monitor is gone and every stream has ended.
 pub fn run(control: OwnedFd, losses: &Losses) -> i32 {
     process::set_name(c"copepod-stdio");
@@ -61,7 +64,15 @@ impl Stdio<'_> {
         if fds.is_empty() {
             return false;
         }
-        match poll(&mut fds, None) {
+        let ended = match poll(&mut fds, Some(&QUIET)) {
+            // The second poll comes at once after the rest: what lies between would be brought back into memory.
+            Ok(0) => {
+                self.copier.rest();
+                poll(&mut fds, None)
+            }
+            ended => ended,
+        };
+        match ended {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => {
                 say(format_args!("stdio: cannot poll: {error}"));
@@ -142,7 +153,6 @@ impl Stdio<'_> {
                         self.copier.finish(&mut end, &mut followed.log);
                     }
                 }
-                self.copier.rest(self.followed.is_empty());
             }
         }
         Ok(())
@@ -228,12 +238,10 @@ impl Copier<'_> {
         });
     }
 
-    /// Gives the buffers back where no container is left.
-    fn rest(&mut self, idle: bool) {
-        if idle {
-            self.input = Vec::new();
-            self.output = Vec::new();
-            process::trim_heap();
-        }
+    /// Gives the buffers back, and what else a process at rest does not need.
+    fn rest(&mut self) {
+        self.input = Vec::new();
+        self.output = Vec::new();
+        process::rest();
     }
 }
