@@ -38,6 +38,7 @@ tests! {
         twenty_containers_at_once,
         a_terminal_is_logged,
         signals_for_the_group_do_not_end_the_monitor,
+        a_pod_with_one_container_is_small,
     }
     faults::{
         a_client_that_is_gone_comes_back_to_everything,

@@ -40,10 +40,10 @@ pub fn a_client_that_is_gone_comes_back_to_everything() {
     let created = lab.run("runs", "echo one; sleep 1000");
     let plan = lab.plan("waits", "true");
     lab.create(&plan).unwrap();
-    let ends = lab.run("ends", "while ! [ -e /tmp/go ]; do sleep 0.01; done; exit 9");
+    let ends = lab.run("ends", "while ! [ -e /flags/go ]; do sleep 0.01; done; exit 9");
     lab.ask_exec("runs", "e1", "sleep 1000", 0).unwrap();
     let pidfd = process::pidfd_open(ends.pid).unwrap();
-    lab.exec("ends", "e2", "touch /tmp/go", 0).unwrap();
+    lab.flag("go");
     lab.client = Client::over(fd::seqpacket_pair().unwrap().0);
     assert!(wait_readable(pidfd.as_fd(), Duration::from_secs(60)));
     until("the record", || lab.exit_file("ends"));
@@ -98,7 +98,7 @@ pub fn nonsense_closes_its_connection_and_nothing_else() {
 
 pub fn a_stdio_process_that_dies_is_replaced() {
     let mut lab = Lab::new();
-    lab.run("c1", "i=0; while ! [ -e /tmp/go ]; do echo line $i; i=$((i+1)); sleep 0.001; done; echo last");
+    lab.run("c1", "i=0; while ! [ -e /flags/go ]; do echo line $i; i=$((i+1)); sleep 0.001; done; echo last");
     lab.log_until("c1", |lines| lines.len() > 5);
     for _ in 0..2 {
         let pid = lab.stdio_pid();
@@ -112,7 +112,7 @@ pub fn a_stdio_process_that_dies_is_replaced() {
     lab.client.exited("c2");
     lab.log_until("c2", |lines| written(lines, "stdout") == b"two\n");
     lab.client.done(Call::ReopenLog(container("c1"))).unwrap();
-    lab.exec("c1", "e1", "touch /tmp/go", 0).unwrap();
+    lab.flag("go");
     lab.client.exited("c1");
     let lines = lab.log_until("c1", |lines| lines.last().is_some_and(|line| line.content == b"last"));
     // Lines may be missing, none is damaged or out of order.
@@ -130,7 +130,7 @@ pub fn a_full_disk_loses_whole_lines_and_counts_them() {
     let logs = lab.path("logs");
     let mounted = Mounted::new(&logs, "tmpfs", "size=256k,mode=755");
     const LINES: usize = 20_000;
-    lab.run("c1", &format!("seq 1 {LINES}; touch /tmp/done; while ! [ -e /tmp/go ]; do sleep 0.01; done; echo after"));
+    lab.run("c1", &format!("seq 1 {LINES}; touch /tmp/done; while ! [ -e /flags/go ]; do sleep 0.01; done; echo after"));
     // It is not held up by the disk.
     let output = lab.exec("c1", "e1", "while ! [ -e /tmp/done ]; do sleep 0.01; done; echo done", 0).unwrap();
     assert_eq!(output.stdout, "done\n");
@@ -145,7 +145,7 @@ pub fn a_full_disk_loses_whole_lines_and_counts_them() {
     assert!(numbers.is_sorted_by(|a, b| a < b) && numbers[0] == 1);
     // With space, it is written again.
     rustix::mount::mount_remount(&logs, MountFlags::empty(), c"size=4m").unwrap();
-    lab.exec("c1", "e2", "touch /tmp/go", 0).unwrap();
+    lab.flag("go");
     lab.client.exited("c1");
     assert!(written(&lab.log("c1"), "stdout").ends_with(b"after\n"));
     lab.remove("c1").unwrap();
@@ -220,7 +220,7 @@ pub fn a_creator_that_is_killed_fails_its_call_and_leaves_nothing() {
 pub fn a_log_is_renamed_and_opened_anew_in_mid_line() {
     let mut lab = Lab::new();
     // Lines that are written in two halves, so that most renames find one begun.
-    lab.run("c1", "i=0; while ! [ -e /tmp/go ]; do printf 'line '; printf '%s\\n' $i; i=$((i+1)); done; echo end");
+    lab.run("c1", "i=0; while ! [ -e /flags/go ]; do printf 'line '; printf '%s\\n' $i; i=$((i+1)); done; echo end");
     let mut files = Vec::new();
     for n in 0..20 {
         lab.log_until("c1", |lines| !lines.is_empty());
@@ -231,7 +231,7 @@ pub fn a_log_is_renamed_and_opened_anew_in_mid_line() {
         let size = std::fs::metadata(&old).unwrap().len();
         files.push((old, size));
     }
-    lab.exec("c1", "e1", "touch /tmp/go", 0).unwrap();
+    lab.flag("go");
     lab.client.exited("c1");
     let mut lines = Vec::new();
     for (old, size) in &files {

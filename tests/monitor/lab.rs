@@ -47,12 +47,12 @@ impl Lab {
     /// A monitor that was greeted, without a sandbox.
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("copepod-monitor-").tempdir().unwrap();
-        for name in ["layers", "pivot", "pod", "logs"] {
+        for name in ["layers", "pivot", "pod", "logs", "flags"] {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
         unpack_busybox(&dir.path().join("layers/base"));
         let (ours, theirs) = fd::seqpacket_pair().unwrap();
-        let monitor = process::command(env!("CARGO_BIN_EXE_copepod-monitor"))
+        let monitor = process::command(monitor_program())
             .arg("--pod-dir")
             .arg(dir.path().join("pod"))
             .stdin(Stdio::from(theirs))
@@ -88,7 +88,7 @@ impl Lab {
         ContainerPlan {
             id: id.into(),
             rootfs: Rootfs::Overlay(Overlay { layers_dir: self.path("layers"), lower: vec!["base".into()], upper, work }),
-            mounts: default_mounts(),
+            mounts: default_mounts().into_iter().chain([bind(&self.path("flags"), "/flags")]).collect(),
             namespaces: Namespaces {
                 net: Namespace::Private,
                 ipc: Namespace::Private,
@@ -185,13 +185,22 @@ impl Lab {
         self.path("logs").join(id).join("0.log")
     }
 
+    /// The lines in a log up to now. A reader may see a write before it is complete.
     pub fn log(&self, id: &str) -> Vec<Line> {
-        read_log(&self.log_path(id))
+        let mut bytes = std::fs::read(self.log_path(id)).unwrap_or_default();
+        bytes.truncate(bytes.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1));
+        parse_log(&bytes)
     }
 
     /// The lines of a log once `done` is content with them.
     pub fn log_until(&self, id: &str, done: impl Fn(&[Line]) -> bool) -> Vec<Line> {
         until(&format!("the log of {id}"), || Some(self.log(id)).filter(|lines| done(lines)))
+    }
+
+    /// Makes a file that every container sees as /flags/NAME: how a test tells one to go on, where an exec would be killed with
+    /// a container that goes on to its end.
+    pub fn flag(&self, name: &str) {
+        std::fs::write(self.path("flags").join(name), "").unwrap();
     }
 
     /// The processes of this monitor's program: itself, its stdio process, its creators.
@@ -223,6 +232,10 @@ impl Lab {
         let status = self.monitor.take().unwrap().wait().unwrap();
         assert!(status.success(), "{status}");
         assert_eq!(self.processes(), BTreeMap::new());
+        for container in std::fs::read_dir(self.path("logs")).unwrap() {
+            let files = std::fs::read_dir(container.unwrap().path()).unwrap();
+            files.for_each(|file| drop(read_log(&file.unwrap().path())));
+        }
         assert!(!Cgroup::new(&self.hierarchy, &self.cgroups).unwrap().dirs().iter().any(|(_, dir)| dir.exists()), "control groups are left");
         let dir = self.dir.path().to_str().unwrap();
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -249,6 +262,14 @@ impl Drop for Lab {
         }
     }
 }
+
+/// The program under test: cargo's build, or the one that `COPEPOD_TEST_MONITOR` names, such as the static one that is shipped.
+fn monitor_program() -> OsString {
+    std::env::var_os(SHIPPED).unwrap_or_else(|| env!("CARGO_BIN_EXE_copepod-monitor").into())
+}
+
+/// Names the program that is shipped.
+pub const SHIPPED: &str = "COPEPOD_TEST_MONITOR";
 
 pub fn container(id: &str) -> Container {
     Container { id: id.into() }
@@ -283,10 +304,15 @@ pub fn read_available(fd: &OwnedFd) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-/// A log's lines, each checked to be well formed.
+/// The lines of a log that nobody writes any more.
 pub fn read_log(path: &Path) -> Vec<Line> {
-    let bytes = std::fs::read(path).unwrap_or_default();
+    let bytes = std::fs::read(path).unwrap();
     assert!(bytes.is_empty() || bytes.ends_with(b"\n"), "{} ends in mid-line", path.display());
+    parse_log(&bytes)
+}
+
+/// Lines, each checked to be well formed.
+fn parse_log(bytes: &[u8]) -> Vec<Line> {
     let parse = |line: &[u8]| {
         let text = String::from_utf8_lossy(line);
         let mut parts = line.splitn(4, |&b| b == b' ');
@@ -343,7 +369,7 @@ fn default_mounts() -> Vec<Mount> {
 
 /// A root with busybox, from where Debian's busybox-static has it or `COPEPOD_TEST_BUSYBOX` says.
 fn unpack_busybox(root: &Path) {
-    for dir in ["bin", "dev", "etc", "proc", "sys", "tmp", "root", "data"] {
+    for dir in ["bin", "dev", "etc", "proc", "sys", "tmp", "root", "data", "flags"] {
         std::fs::create_dir_all(root.join(dir)).unwrap();
     }
     let named = std::env::var_os("COPEPOD_TEST_BUSYBOX").map(PathBuf::from);

@@ -138,14 +138,13 @@ pub fn an_exit_is_told_though_a_grandchild_holds_the_pipe() {
     let (body, _) = lab.client.call(Call::CreateSandbox, &[sandbox.as_fd()]).unwrap();
     let Body::Sandbox(state) = body else { panic!("{body:?}") };
     assert!(state.pause_pid > 0);
-    let mut plan = lab.plan("c1", "(while ! [ -e /data/go ]; do sleep 0.01; done; echo later; sleep 1000) & echo first; exit 5");
+    let mut plan = lab.plan("c1", "(while ! [ -e /flags/go ]; do sleep 0.01; done; echo later; sleep 1000) & echo first; exit 5");
     plan.namespaces.pid = Namespace::Pod;
-    plan.mounts.push(crate::lab::bind(&lab.path("pod"), "/data"));
     lab.run_plan(&plan);
     assert_eq!(lab.client.exited("c1").code, 5);
     assert_eq!(written(&lab.log("c1"), "stdout"), b"first\n");
     // It is followed until the container is removed.
-    std::fs::write(lab.path("pod/go"), "").unwrap();
+    lab.flag("go");
     lab.log_until("c1", |lines| written(lines, "stdout") == b"first\nlater\n");
     lab.remove("c1").unwrap();
     lab.finish();
@@ -244,12 +243,10 @@ pub fn memory_that_runs_out_is_told() {
     check(&mut lab, "well", 6, false);
 
     // Nobody is there when it happens.
-    let plan = limited(&lab, "alone", "while ! [ -e /data/go ]; do sleep 0.01; done; exec dd if=/dev/zero of=/dev/null bs=64M");
-    let mut plan = plan;
-    plan.mounts.push(crate::lab::bind(&lab.path("pod"), "/data"));
+    let plan = limited(&lab, "alone", "while ! [ -e /flags/go ]; do sleep 0.01; done; exec dd if=/dev/zero of=/dev/null bs=64M");
     lab.run_plan(&plan);
     lab.client = Client::over(copepod::sys::fd::seqpacket_pair().unwrap().0);
-    std::fs::write(lab.path("pod/go"), "").unwrap();
+    lab.flag("go");
     let record = until("the record", || lab.exit_file("alone"));
     assert_eq!((record.code, record.oom_killed), (137, true));
     lab.client = Client::connect(&lab.pod_dir());
@@ -306,5 +303,33 @@ pub fn signals_for_the_group_do_not_end_the_monitor() {
     lab.run("c1", "exit 1");
     assert_eq!(lab.client.exited("c1").code, 1);
     assert!(!wait_readable(monitor.as_fd(), std::time::Duration::ZERO));
+    lab.finish();
+}
+
+/// What the kernel counts as a process's own memory and its share of what it has in common with others, in KiB.
+fn pss(pid: u32) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+pub fn a_pod_with_one_container_is_small() {
+    let mut lab = Lab::new();
+    let sandbox = SandboxPlan { id: "s1".into(), new_net: true, new_ipc: true, new_uts: true, shm_bytes: 1 << 20, ..SandboxPlan::default() };
+    lab.client.call(Call::CreateSandbox, &[sealed(&sandbox).as_fd()]).unwrap();
+    let mut plan = lab.plan("c1", "seq 1 20000; sleep 1000");
+    plan.process.env.extend((0..100).map(|n| format!("VARIABLE_{n}=a value of some length, as services have them").into()));
+    lab.run_plan(&plan);
+    lab.log_until("c1", |lines| lines.len() == 20000);
+    assert_eq!(lab.exec("c1", "e1", "true", 0).unwrap().ended.code, 0);
+    until("the creators to end", || (lab.processes().len() == 2).then_some(()));
+    // The budget is of the program that is shipped, once it rests; a debug build is larger.
+    let budget = if std::env::var_os(crate::lab::SHIPPED).is_some() { 512 } else { 4096 };
+    let mut sizes = Vec::new();
+    until(&format!("a size of at most {budget} KiB"), || {
+        sizes = lab.processes().into_iter().map(|(pid, name)| (name, pss(pid))).collect::<Vec<_>>();
+        (sizes.iter().map(|(_, size)| size).sum::<u64>() <= budget).then_some(())
+    });
+    println!("{sizes:?} KiB");
     lab.finish();
 }
