@@ -11,7 +11,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use crate::errchain::Remote;
+use crate::errchain::{Kind, Kinded, Remote};
 use crate::plan::ResolvedUser;
 use crate::wire::{self, WireError};
 use crate::{wire_enum, wire_struct};
@@ -310,6 +310,15 @@ pub enum ProtocolError {
     },
 }
 
+impl Kinded for ProtocolError {
+    fn kind(&self) -> Kind {
+        match self {
+            ProtocolError::Decode(_) | ProtocolError::TooLarge { .. } | ProtocolError::Descriptors { .. } => Kind::InvalidArgument,
+            ProtocolError::Socket(_) => Kind::Unavailable,
+        }
+    }
+}
+
 /// Encodes a message, checking its size.
 pub fn encode<T: wire::Wire>(message: &T) -> Result<Vec<u8>, ProtocolError> {
     let bytes = wire::encode(message);
@@ -376,7 +385,6 @@ pub mod exit_record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::errchain::Kind;
 
     #[test]
     fn an_exit_record_is_read_back_and_a_torn_one_is_not() {

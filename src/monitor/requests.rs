@@ -6,24 +6,15 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use crate::errchain::{Kind, Kinded, Remote};
+use crate::errchain::{Kind, Remote};
 use crate::monitor::children::{Phase, unknown};
 use crate::monitor::clients::{Asked, Caller};
 use crate::monitor::execs::ExecPhase;
 use crate::monitor::pod::{Pod, Purpose};
 use crate::monitor::say;
 use crate::monitor::stop::Stop;
-use crate::monitor_api::{self as api, Body, Call, ProtocolError, descriptors};
+use crate::monitor_api::{self as api, Body, Call, descriptors};
 use crate::sys::process;
-
-impl Kinded for ProtocolError {
-    fn kind(&self) -> Kind {
-        match self {
-            ProtocolError::Decode(_) | ProtocolError::TooLarge { .. } | ProtocolError::Descriptors { .. } => Kind::InvalidArgument,
-            ProtocolError::Socket(_) => Kind::Unavailable,
-        }
-    }
-}
 
 /// Exactly as many descriptors as the call takes.
 pub fn take<const N: usize>(call: &Call, fds: Vec<OwnedFd>) -> Result<[OwnedFd; N], Remote> {
