@@ -5,6 +5,7 @@
 //! that there is nothing of the host at its /proc/PID/root or cwd for the pod's other processes to find.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::Mode;
@@ -14,7 +15,7 @@ use super::host::Host;
 use super::init::{self, Init};
 use super::mounts::{self, Prepared, Sources};
 use super::process::{self, DefaultLimits};
-use super::{OciError, delete, devices, root};
+use super::{OciError, delete, devices, root, sandbox};
 use crate::cgroup::{Cgroup, Hierarchy};
 use crate::plan::{ContainerPlan, Namespace, ResolvedUser};
 use crate::sys::process::{CloneArgs, Keep, spawn};
@@ -107,10 +108,8 @@ fn with_cgroup(plan: &ContainerPlan, pod: &PodFds<'_>, stdio: Stdio, host: &Host
     let root = root::prepare(&plan.rootfs).map_err(OciError::Root)?;
 
     join_namespaces(plan, pod)?;
-    // The copy of the host's mount table; nothing that happens in it may reach the host.
-    ns::unshare(&[ns::Kind::Mount]).map_err(|error| OciError::Unshare("mnt", error))?;
-    mount::set_propagation_of_all(mount::Propagation::Slave).map_err(|error| OciError::Unshare("mnt", error))?;
-    root::enter(root, &plan.pivot_dir).map_err(OciError::Root)?;
+    let pivot_dir = mount_namespace(plan, pod, &root)?;
+    root::enter(root, pivot_dir).map_err(OciError::Root)?;
 
     let (start, socket) = fd::seqpacket_pair().map_err(|error| OciError::Talk("init", error))?;
     let proc = host.proc.try_clone().map_err(|error| OciError::Host("/proc", error))?;
@@ -128,6 +127,22 @@ fn with_cgroup(plan: &ContainerPlan, pod: &PodFds<'_>, stdio: Stdio, host: &Host
             Err(error)
         }
     }
+}
+
+/// Gives this process the container's mount namespace, and a directory in it for the root. Nothing that is mounted in it reaches any
+/// other.
+fn mount_namespace<'a>(plan: &'a ContainerPlan, pod: &PodFds<'_>, root: &root::Prepared<'_>) -> Result<&'a Path, OciError> {
+    // A new mount namespace is a copy, and the host's mount table is long on a busy node. The staging one has two mounts.
+    let pivot_dir = match (pod.staging, root) {
+        (Some(staging), root::Prepared::Detached(_)) => {
+            ns::enter(staging, ns::Kind::Mount).map_err(|source| OciError::Enter { kind: "mnt", of: "the pod", source })?;
+            Path::new(sandbox::STAGED_ROOT)
+        }
+        _ => &plan.pivot_dir,
+    };
+    ns::unshare(&[ns::Kind::Mount]).map_err(|error| OciError::Unshare("mnt", error))?;
+    mount::set_propagation_of_all(mount::Propagation::Slave).map_err(|error| OciError::Unshare("mnt", error))?;
+    Ok(pivot_dir)
 }
 
 /// Brings a clone into its control groups, lets it begin, and waits until it is ready.

@@ -21,6 +21,11 @@ impl Host {
         // Descriptors 0 to 2 become somebody's standard streams later on: nothing of ours may stand there.
         crate::sys::process::occupy_stdio()?;
         let proc = rustix::fs::openat(CWD, c"/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        // What is written below it (a sysctl, oom_score_adj) must reach the kernel and nothing else.
+        const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+        if rustix::fs::fstatfs(&proc)?.f_type as u64 != PROC_SUPER_MAGIC {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "/proc is not a procfs"));
+        }
         let mounts = ns::open(proc.as_fd(), None, ns::Kind::Mount)?;
         Ok(Self { proc, mounts })
     }

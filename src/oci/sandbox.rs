@@ -133,12 +133,17 @@ fn set_sysctl(name: &str, value: &str, plan: &SandboxPlan, proc: BorrowedFd<'_>)
     rustix::io::write(&file, value.as_bytes()).map(drop).map_err(failed)
 }
 
+/// Where creators attach a container's root, in their copies of the staging mount namespace.
+pub(super) const STAGED_ROOT: &str = "/root";
+
 /// A mount namespace whose root is a tmpfs with the pod's /dev/shm in it, and which holds nothing of the host.
 fn staging(shm_bytes: u64, host: &Host) -> Result<OwnedFd, OciError> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| OciError::Staging { what: "staging mounts", source };
     ns::unshare(&[ns::Kind::Mount]).map_err(|error| OciError::Unshare("mnt", error))?;
     let root = empty_root("mode=700,size=64k", false).map_err(failed)?;
-    rustix::fs::mkdirat(CWD, mounts::STAGED_SHM, Mode::from_raw_mode(0o700)).map_err(|error| failed(Box::new(error)))?;
+    for dir in [mounts::STAGED_SHM, STAGED_ROOT] {
+        rustix::fs::mkdirat(CWD, dir, Mode::from_raw_mode(0o700)).map_err(|error| failed(Box::new(error)))?;
+    }
     let shm = shm(shm_bytes).map_err(|error| OciError::Staging { what: "/dev/shm", source: Box::new(error) })?;
     mount::attach_at(shm.as_fd(), Path::new(mounts::STAGED_SHM)).map_err(|error| failed(Box::new(error)))?;
     drop(root);

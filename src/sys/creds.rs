@@ -47,36 +47,36 @@ fn prctl(option: i32, a: u64, b: u64) -> io::Result<i32> {
 
 /// The bounding set. Ends at the last capability that the kernel knows.
 pub fn bounding() -> u64 {
-    (0..64)
-        .take_while(|&bit| prctl(libc::PR_CAPBSET_READ, bit, 0).is_ok())
-        .filter(|&bit| prctl(libc::PR_CAPBSET_READ, bit, 0).is_ok_and(|v| v == 1))
-        .fold(0, |set, bit| set | 1 << bit)
+    let bits = (0..64).map_while(|bit| prctl(libc::PR_CAPBSET_READ, bit, 0).ok().map(|set| if set == 1 { 1 << bit } else { 0 }));
+    bits.fold(0, |set, bit: u64| set | bit)
 }
 
 /// Drops from the bounding set all that is not in `keep`. Needs CAP_SETPCAP.
 pub fn drop_bounding(keep: u64) -> io::Result<()> {
-    let drop = bounding() & !keep;
-    (0..64).filter(|bit| drop & (1 << bit) != 0).try_for_each(|bit| prctl(libc::PR_CAPBSET_DROP, bit, 0).map(drop_value))
+    for bit in (0..64).filter(|bit| keep & (1 << bit) == 0) {
+        match prctl(libc::PR_CAPBSET_DROP, bit, 0) {
+            // The last one that the kernel knows was before this one.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+            done => done.map(drop)?,
+        }
+    }
+    Ok(())
 }
-
-fn drop_value(_: i32) {}
 
 /// Makes the ambient set exactly `set`, which must be within the permitted and the inheritable ones.
 pub fn set_ambient(set: u64) -> io::Result<()> {
     prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0)?;
-    (0..64)
-        .filter(|bit| set & (1 << bit) != 0)
-        .try_for_each(|bit| prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as u64, bit).map(drop_value))
+    (0..64).filter(|bit| set & (1 << bit) != 0).try_for_each(|bit| prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE as u64, bit).map(drop))
 }
 
 /// Permitted capabilities stay when the user changes from root to another (until execve).
 pub fn keep_capabilities() -> io::Result<()> {
-    prctl(libc::PR_SET_KEEPCAPS, 1, 0).map(drop_value)
+    prctl(libc::PR_SET_KEEPCAPS, 1, 0).map(drop)
 }
 
 /// PR_SET_NO_NEW_PRIVS.
 pub fn set_no_new_privileges() -> io::Result<()> {
-    prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop_value)
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0).map(drop)
 }
 
 /// Becomes a user: supplemental groups, then group, then user, real, effective and saved.

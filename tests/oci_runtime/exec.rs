@@ -7,6 +7,7 @@ use copepod::oci::exec::ExecEvent;
 use copepod::plan::*;
 
 use super::driver::*;
+use super::files::all_capabilities;
 use super::pod;
 
 pub const TESTS: &[super::Test] = &[
@@ -20,6 +21,7 @@ pub const TESTS: &[super::Test] = &[
     ("an_exec_ends_with_its_container", an_exec_ends_with_its_container),
     ("orphans_of_an_exec_are_reaped", orphans_of_an_exec_are_reaped),
     ("an_exec_with_a_terminal", an_exec_with_a_terminal),
+    ("an_exec_follows_init_into_a_group_below", an_exec_follows_init_into_a_group_below),
     ("an_exec_in_a_pod_with_one_pid_namespace", an_exec_in_a_pod_with_one_pid_namespace),
 ];
 
@@ -198,6 +200,25 @@ fn an_exec_with_a_terminal(lab: &Lab) {
     let text = read_all(console, "the terminal").replace('\r', "");
     let lines: Vec<&str> = text.lines().filter(|line| *line != "hello").collect();
     assert_eq!(lines, ["/dev/pts/0", "30 90", "yes", "typed: hello"], "{text:?}");
+    lab.delete(container);
+}
+
+/// An init system in the container moves itself down and hands controllers on: the container's own group takes no process then.
+fn an_exec_follows_init_into_a_group_below(lab: &Lab) {
+    let at = if lab.hierarchy.is_v2() { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/pids" };
+    let script = format!(
+        "cd {at} && mkdir init && echo 1 >init/cgroup.procs; test -e cgroup.subtree_control && echo +pids >cgroup.subtree_control; echo up; exec sleep 1000"
+    );
+    let mut plan = lab.plan(&script);
+    plan.namespaces.cgroup = Namespace::Private;
+    plan.process.capabilities = all_capabilities();
+    plan.mounts.iter_mut().filter(|mount| mount.kind == MountKind::Cgroup).for_each(|mount| mount.readonly = false);
+    let mut container = lab.create(plan).unwrap();
+    container.start().unwrap();
+    assert_eq!(container.line(), "up");
+    let output = lab.exec_sh(&container, "cat /proc/self/cgroup");
+    let line = output.lines().into_iter().find(|line| line.contains(if lab.hierarchy.is_v2() { "0::" } else { ":pids:" })).unwrap().to_string();
+    assert!(line.ends_with(if lab.hierarchy.is_v2() { ":/init" } else { ":/" }), "{line}");
     lab.delete(container);
 }
 
