@@ -112,17 +112,18 @@ impl Service {
         sandbox.monitor.store(None);
         let record = sandbox.record();
         let mut failed = None;
-        // A monitor that lives but can't be reached would go on holding the pod.
-        for process in std::iter::once(record.monitor).chain(record.pause) {
-            if let Err(source) = monitors::kill(process).await {
-                failed = Some(ServiceError::Host { what: "kill", path: format!("/proc/{}", process.pid).into(), source });
-            }
-        }
         for container in self.containers_of(&record.id) {
             if let Err(error) = self.remove_cgroup(&container.record().cgroup, true).await {
                 failed = Some(error);
             }
             self.take_exit_file(&container, "the pod's monitor died");
+        }
+        // A monitor that lives but can't be reached would go on holding the pod. The pause, as the init of the pod's
+        // processes, can end only when all of them have.
+        for process in std::iter::once(record.monitor).chain(record.pause) {
+            if let Err(source) = monitors::kill(process).await {
+                failed = Some(ServiceError::Host { what: "kill", path: format!("/proc/{}", process.pid).into(), source });
+            }
         }
         if let Some(error) = failed {
             return Err(error);

@@ -16,6 +16,8 @@ pub fn enter_sandbox() {
     }
     let error = Command::new("unshare")
         .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "slave"])
+        // A shell as the namespace's init: it reaps what a dead monitor leaves, as a node's init does.
+        .args(["sh", "-c", "\"$@\"; exit $?", "sh"])
         .arg(std::env::current_exe().expect("own path"))
         .args(std::env::args_os().skip(1))
         .env("COPEPOD_TEST_SANDBOX", "1")
