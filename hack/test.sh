@@ -42,7 +42,7 @@ critest() { hack/critest.sh --today; }
 
 vm() {
   local code=0
-  hack/vm.sh --timeout 900 --tests || code=$?
+  hack/vm.sh --timeout 1500 --tests || code=$?
   hack/vm.sh --timeout 900 hack/critest.sh --today || code=$?
   return "$code"
 }
