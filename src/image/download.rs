@@ -25,6 +25,17 @@ pub struct Fetched {
     pub digest: Digest,
 }
 
+/// What is known of a document before it comes.
+#[derive(Debug, Clone, Copy)]
+pub enum Expected {
+    /// Nothing: it was asked for by a tag.
+    Anything,
+    /// Its digest: it was asked for by that.
+    Digest(Digest),
+    /// Both, from a descriptor.
+    Blob(Blob),
+}
+
 /// Where an image comes from, during one pull.
 pub struct Origin {
     http: Http,
@@ -45,8 +56,8 @@ impl Origin {
         std::iter::once(current).chain((0..self.endpoints.len()).filter(|&i| i != current)).collect()
     }
 
-    /// A manifest by tag or digest; `expected` is checked.
-    pub async fn manifest(&self, name: &str, expected: Option<Digest>, limit: u64) -> Result<Fetched, RegistryError> {
+    /// A manifest by tag or digest; digest and size are checked where they are known.
+    pub async fn manifest(&self, name: &str, expected: Expected, limit: u64) -> Result<Fetched, RegistryError> {
         let mut failed = Vec::new();
         for index in self.order() {
             let endpoint = &self.endpoints[index];
@@ -61,13 +72,13 @@ impl Origin {
         Err(all_failed(failed))
     }
 
-    async fn manifest_from(&self, endpoint: &Endpoint, name: &str, expected: Option<Digest>, limit: u64) -> Result<Fetched, RegistryError> {
+    async fn manifest_from(&self, endpoint: &Endpoint, name: &str, expected: Expected, limit: u64) -> Result<Fetched, RegistryError> {
         let what = format!("manifest {name} of {}", endpoint.source.repository);
         let response = endpoint.get(&self.http, &format!("manifests/{name}"), &what, ACCEPT, 0).await?;
         let content_type = response.headers().get(header::CONTENT_TYPE).and_then(|t| t.to_str().ok()).unwrap_or("").to_string();
         let bytes = self.http.body(response, limit, &endpoint.source.host, &what).await?;
         let digest = Digest::of(&bytes);
-        check(endpoint, &what, expected.unwrap_or(digest), digest)?;
+        check(endpoint, &what, expected, digest, bytes.len())?;
         Ok(Fetched { bytes, content_type, digest })
     }
 
@@ -86,7 +97,7 @@ impl Origin {
     async fn blob_from(&self, endpoint: &Endpoint, blob: Blob, what: &str) -> Result<Vec<u8>, RegistryError> {
         let response = endpoint.get(&self.http, &format!("blobs/{}", blob.digest), what, "*/*", 0).await?;
         let bytes = self.http.body(response, blob.size, &endpoint.source.host, what).await?;
-        check(endpoint, what, blob.digest, Digest::of(&bytes))?;
+        check(endpoint, what, Expected::Blob(blob), Digest::of(&bytes), bytes.len())?;
         Ok(bytes)
     }
 
@@ -158,12 +169,16 @@ fn skipped(endpoint: &Endpoint, response: &Response, blob: Blob, what: &str, at:
     }
 }
 
-fn check(endpoint: &Endpoint, what: &str, expected: Digest, actual: Digest) -> Result<(), RegistryError> {
-    if expected == actual {
-        return Ok(());
+fn check(endpoint: &Endpoint, what: &str, expected: Expected, digest: Digest, size: usize) -> Result<(), RegistryError> {
+    let mismatch =
+        |actual: String, expected: String| Err(RegistryError::Mismatch { host: endpoint.source.host.clone(), what: what.into(), actual, expected });
+    match expected {
+        Expected::Digest(known) | Expected::Blob(Blob { digest: known, .. }) if known != digest => {
+            mismatch(format!("digest {digest}"), known.to_string())
+        }
+        Expected::Blob(blob) if blob.size != size as u64 => mismatch(format!("{size} bytes"), blob.size.to_string()),
+        _ => Ok(()),
     }
-    let (actual, expected) = (format!("digest {actual}"), expected.to_string());
-    Err(RegistryError::Mismatch { host: endpoint.source.host.clone(), what: what.into(), actual, expected })
 }
 
 /// One error from those of all sources: the last is the registry's own.

@@ -262,11 +262,13 @@ impl Images {
         let (store, in_flight, reference) = (Arc::clone(&self.store), Arc::clone(&self.in_flight), reference.clone());
         let task = tokio::spawn(async move {
             let outcome = pull::run(Arc::clone(&store), in_flight, reference, auth).await;
-            if let Err(error) = &outcome
-                && pull::is_full(error)
-            {
-                let cleared = tokio::task::spawn_blocking(move || store.reap(Duration::ZERO)).await;
-                cleared.unwrap_or_else(|error| tracing::warn!(%error, "image store was not cleared"));
+            match &outcome {
+                Err(error) if pull::is_full(error) => {
+                    let cleared = tokio::task::spawn_blocking(move || store.reap(Duration::ZERO)).await;
+                    cleared.unwrap_or_else(|error| tracing::warn!(%error, "image store was not cleared"));
+                }
+                // Who has the answer may close the store.
+                _ => drop(store),
             }
             answer.send_replace(Some(outcome.map_err(Arc::new)));
         });

@@ -10,7 +10,7 @@ use super::Config;
 use super::auth::Credentials;
 use super::config::Blob as ConfigBlob;
 use super::digest::Digest;
-use super::download::{Fetched, Origin};
+use super::download::{Expected, Fetched, Origin};
 use super::error::{ImageError, PullError};
 use super::manifest::{self, Blob, Document};
 use super::reference::Reference;
@@ -109,14 +109,15 @@ type Resolved = (Digest, Fetched, Blob, Vec<Blob>);
 async fn resolve(origin: &Origin, reference: &Reference, config: &Config) -> Result<Resolved, PullError> {
     let limit = config.limits.manifest_bytes;
     let name = reference.digest().map_or_else(|| reference.tag().unwrap_or("latest").to_string(), |digest| digest.to_string());
-    let mut fetched = origin.manifest(&name, reference.digest(), limit).await.map_err(|source| PullError::Registry { source })?;
+    let known = reference.digest().map_or(Expected::Anything, Expected::Digest);
+    let mut fetched = origin.manifest(&name, known, limit).await.map_err(|source| PullError::Registry { source })?;
     let top = fetched.digest;
     for _ in 0..MAX_INDEXES {
         let parsed = manifest::parse(&fetched.bytes, &fetched.content_type, &config.platform, &config.limits);
         match parsed.map_err(|source| PullError::Manifest { source })? {
             Document::Manifest { config, layers } => return Ok((top, fetched, config, layers)),
             Document::Index(blob) => {
-                let next = origin.manifest(&blob.digest.to_string(), Some(blob.digest), limit.min(blob.size)).await;
+                let next = origin.manifest(&blob.digest.to_string(), Expected::Blob(blob), limit).await;
                 fetched = next.map_err(|source| PullError::Registry { source })?;
             }
         }

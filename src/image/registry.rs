@@ -483,7 +483,7 @@ fn hint(error: &reqwest::Error, insecure: bool) -> &'static str {
         return "";
     }
     let chain = crate::errchain::Chain(error).to_string();
-    if chain.contains("InvalidContentType") || chain.contains("corrupt message") {
+    if chain.contains("InvalidContentType") || chain.contains("corrupt message") || chain.contains("handshake eof") {
         " (it does not speak TLS: if that is meant, set insecure = true for it in registries.conf)"
     } else if chain.contains("certificate") {
         " (its certificate is not trusted: put its CA into certs.d, or set insecure = true for it in registries.conf)"

@@ -42,6 +42,8 @@ pub(super) struct Store {
     state: Mutex<State>,
     /// One writer of records at a time. Held over I/O: only blocking threads take it, and before `state`.
     writing: Mutex<()>,
+    /// One deleter at a time, so that whoever asks for it finds it done. Taken before `writing`.
+    deleting: Mutex<()>,
     snapshot: ArcSwap<Snapshot>,
     /// Whether the service has said which layers it needs.
     may_reap: AtomicBool,
@@ -234,6 +236,7 @@ impl Store {
             boot,
             state: Mutex::new(state),
             writing: Mutex::default(),
+            deleting: Mutex::default(),
             snapshot: ArcSwap::default(),
             may_reap: AtomicBool::new(false),
         }
@@ -518,6 +521,7 @@ impl Store {
         if !self.may_reap.load(Ordering::Acquire) {
             return;
         }
+        let _deleting = self.deleting.lock().unwrap_or_else(PoisonError::into_inner);
         let mut paths = Vec::new();
         {
             let _writing = self.writing();

@@ -477,11 +477,15 @@ fn a_racing_writer_leads_nowhere() {
                     let _ = std::fs::remove_file(&path);
                     let _ = std::fs::rename(&aside, &path);
                 }
+                // Sometimes at once, sometimes after a good part of the archive.
+                for _ in 0..(n % 61) * 500 {
+                    std::hint::spin_loop();
+                }
             }
         });
         // It may fail at any entry; it may not lead out.
         let mut finished = 0;
-        for _ in 0..300 {
+        for _ in 0..100 {
             finished += u32::from(bench.unpack(&bytes, &Limits::default()).is_ok());
             use std::os::fd::AsFd;
             for entry in std::fs::read_dir(bench.path("")).unwrap().flatten() {
@@ -490,7 +494,7 @@ fn a_racing_writer_leads_nowhere() {
             }
         }
         stop.store(true, Ordering::Relaxed);
-        eprintln!("{finished} of 300 unpacked to the end");
+        eprintln!("{finished} of 100 unpacked to the end");
     });
     assert_eq!(bench.outside(), before);
 }
