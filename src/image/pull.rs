@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::Config;
@@ -145,6 +145,7 @@ async fn fetch_layers(
     // The largest first: it decides how long all of it takes.
     wanted.sort_by_key(|(_, blob)| std::cmp::Reverse(blob.map_or(0, |blob| blob.size)));
     let slots = Arc::new(Semaphore::new(store.config.max_parallel_layers.max(1)));
+    let (stop, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
     let mut fetched = HashMap::new();
     for (diff_id, blob) in wanted {
@@ -153,27 +154,47 @@ async fn fetch_layers(
             continue;
         }
         let (store, in_flight, origin, slots) = (Arc::clone(store), Arc::clone(in_flight), Arc::clone(origin), Arc::clone(&slots));
+        let mut stopped = stopped.clone();
         tasks.spawn(async move {
-            // A closed semaphore is impossible: nobody closes it.
-            let _slot = slots.acquire().await;
             let layer = in_flight.of(diff_id);
-            let _only = layer.lock().await;
+            // A closed semaphore is impossible: nobody closes it.
+            let turn = async { (slots.acquire().await, layer.lock().await) };
+            let _turn = tokio::select! { biased; () = heard(&mut stopped) => return Err(PullError::Vanished), turn = turn => turn };
             let done = match store.pin(diff_id) {
                 Some(pins) => Ok((pins, Vec::new())),
-                None => fetch_layer(&store, &origin, diff_id, blob).await,
+                None => fetch_layer(&store, &origin, diff_id, blob, &mut stopped).await,
             };
             done.map(|done| (diff_id, done))
         });
     }
+    // The first error stops the others, and they are waited for: then nothing of this pull is still at work on the disk.
+    let mut failed = None;
     while let Some(done) = tasks.join_next().await {
-        let (diff_id, done) = done.map_err(|source| PullError::Thread { source })??;
-        fetched.insert(diff_id, done);
+        match done.map_err(|source| PullError::Thread { source }).and_then(|done| done) {
+            Ok((diff_id, done)) => _ = fetched.insert(diff_id, done),
+            Err(error) => {
+                failed.get_or_insert(error);
+                stop.send_replace(true);
+            }
+        }
     }
-    Ok(fetched)
+    failed.map_or(Ok(fetched), Err)
+}
+
+/// Returns when the pull is to stop.
+async fn heard(stopped: &mut watch::Receiver<bool>) {
+    // An error: the pull itself is gone, and with it this task.
+    let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
 /// Fetches and unpacks one layer in one pass. Without a blob: the layer of nothing.
-async fn fetch_layer(store: &Arc<Store>, origin: &Origin, diff_id: Digest, blob: Option<Blob>) -> Result<(Pins, Vec<String>), PullError> {
+async fn fetch_layer(
+    store: &Arc<Store>,
+    origin: &Origin,
+    diff_id: Digest,
+    blob: Option<Blob>,
+    stopped: &mut watch::Receiver<bool>,
+) -> Result<(Pins, Vec<String>), PullError> {
     let (to, mut from) = mpsc::channel::<Piece>(WAITING_PIECES);
     let worker = {
         let store = Arc::clone(store);
@@ -186,7 +207,14 @@ async fn fetch_layer(store: &Arc<Store>, origin: &Origin, diff_id: Digest, blob:
         })
     };
     let streamed = match blob {
-        Some(blob) => origin.stream(blob, &format!("layer {}", blob.digest), &to).await,
+        Some(blob) => {
+            let what = format!("layer {}", blob.digest);
+            tokio::select! {
+                biased;
+                () = heard(stopped) => Err(RegistryError::Abandoned { what }),
+                streamed = origin.stream(blob, &what, &to) => streamed,
+            }
+        }
         None => Ok(()),
     };
     drop(to);
