@@ -478,7 +478,7 @@ fn a_racing_writer_leads_nowhere() {
                     let _ = std::fs::rename(&aside, &path);
                 }
                 // Sometimes at once, sometimes after a good part of the archive.
-                for _ in 0..(n % 61) * 500 {
+                for _ in 0..(n % 61) * 100 {
                     std::hint::spin_loop();
                 }
             }
