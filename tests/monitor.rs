@@ -41,6 +41,7 @@ tests! {
         a_pod_with_one_container_is_small,
     }
     faults::{
+        a_monitor_that_was_asked_for_nothing_ends_with_its_daemon,
         a_client_that_is_gone_comes_back_to_everything,
         nonsense_closes_its_connection_and_nothing_else,
         a_stdio_process_that_dies_is_replaced,

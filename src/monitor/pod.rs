@@ -189,7 +189,18 @@ impl Pod {
         self.execs_due(now);
         self.link.start_again(now);
         self.link.flush();
-        !self.may_leave(now)
+        !self.may_leave(now) && !self.is_forgotten()
+    }
+
+    /// Nothing was made yet and nobody is there to ask for it: the daemon died before it could even note that it had started
+    /// this monitor, and no later one will look for it.
+    fn is_forgotten(&self) -> bool {
+        let forgotten =
+            self.sandbox.state().is_none() && self.containers.is_empty() && self.jobs.is_empty() && self.clients.sockets().next().is_none();
+        if forgotten {
+            let _ = rustix::fs::unlinkat(&self.place.dir, SOCKET, AtFlags::empty());
+        }
+        forgotten
     }
 
     /// Waits until something is ready or due.

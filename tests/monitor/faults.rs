@@ -291,3 +291,11 @@ pub fn a_line_of_a_mebibyte_arrives_whole() {
     assert_eq!(lines.len(), 64 + 1);
     lab.finish();
 }
+
+pub fn a_monitor_that_was_asked_for_nothing_ends_with_its_daemon() {
+    let mut lab = Lab::new();
+    let pidfd = process::pidfd_open(lab.monitor_pid()).unwrap();
+    lab.client = Client::over(fd::seqpacket_pair().unwrap().0);
+    assert!(wait_readable(pidfd.as_fd(), Duration::from_secs(60)), "it stays, and no later daemon knows of it");
+    assert!(!lab.pod_dir().join(copepod::monitor_api::SOCKET).exists());
+}
