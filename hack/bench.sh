@@ -52,7 +52,7 @@ fi
 pss() {
   local process total=0 count=0 kib
   for process in /proc/[0-9]*; do
-    [[ $(basename "$(readlink "$process/exe" 2>/dev/null)") == "$1" ]] || continue
+    [[ $({ tr '\0' '\n' <"$process/cmdline" | head -1; } 2>/dev/null) == ?(*/)"$1" ]] || continue
     kib=$(awk '$1 == "Pss:" { print $2 }' "$process/smaps_rollup" 2>/dev/null) || continue
     total=$((total + ${kib:-0})) count=$((count + 1))
   done
@@ -68,6 +68,7 @@ measure() {
   "$bench" "${arguments[@]}" -keep -pods "$pods"
   read -r daemons daemon_kib <<<"$(pss "$daemon_name")"
   read -r monitors monitors_kib <<<"$(pss "$per_pod_name")"
+  [[ $daemons -gt 0 && $monitors -ge $pods ]] || ps -eo pid,ppid,args >&2
   printf '%-40s %10s\n' "with $pods pods, idle" 'PSS MiB'
   printf '%-40s %10.2f\n' "$daemon_name ($daemons)" "$(mib "$daemon_kib" 1)"
   printf '%-40s %10.2f\n' "per pod: $per_pod_name ($monitors)" "$(mib "$monitors_kib" "$pods")"
