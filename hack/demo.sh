@@ -44,13 +44,13 @@ show() {
   "$@"
 }
 
-# pod NAME: runs a pod sandbox and prints its id.
+# pod NAME: runs a pod sandbox and prints its id. As with kubelet each container has its own process namespace ("pid": 1).
 pod() {
   mkdir -p "$work/logs/$1"
   cat >"$work/$1.json" <<JSON
 {
   "metadata": { "name": "$1", "namespace": "demo", "uid": "$1-uid", "attempt": 0 },
-  "hostname": "$1", "log_directory": "$work/logs/$1", "linux": { "cgroup_parent": "/$node_name/pods" }
+  "hostname": "$1", "log_directory": "$work/logs/$1", "linux": { "cgroup_parent": "/$node_name/pods", "security_context": { "namespace_options": { "pid": 1 } } }
 }
 JSON
   crictl runp "$work/$1.json"
@@ -66,7 +66,7 @@ container() {
   "log_path": "$3.log",
   "labels": { "io.kubernetes.pod.name": "$2", "io.kubernetes.pod.namespace": "demo" },
   "mounts": [{ "container_path": "/shared", "host_path": "$work/shared" }],
-  "linux": { "resources": { "memory_limit_in_bytes": 67108864 } }
+  "linux": { "resources": { "memory_limit_in_bytes": 67108864 }, "security_context": { "namespace_options": { "pid": 1 } } }
 }
 JSON
   local id

@@ -29,6 +29,9 @@ var (
 	parent     = flag.String("cgroup-parent", "", "the pods' cgroup parent (runtimes with the systemd driver want a slice)")
 )
 
+// namespaces are kubelet's default: each container has its own process namespace.
+var namespaces = &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER}
+
 // client is a connection with the durations of the calls made over it.
 type client struct {
 	cri.RuntimeServiceClient
@@ -65,7 +68,10 @@ func (c *client) up(ctx context.Context, name string) pod {
 	config := &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: c.run + name},
 		LogDirectory: c.logs,
-		Linux:        &cri.LinuxPodSandboxConfig{CgroupParent: *parent},
+		Linux: &cri.LinuxPodSandboxConfig{
+			CgroupParent:    *parent,
+			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: namespaces},
+		},
 	}
 	var made pod
 	c.timed("pod from nothing to running container", func() error {
@@ -84,7 +90,9 @@ func (c *client) up(ctx context.Context, name string) pod {
 						Image:    &cri.ImageSpec{Image: *image},
 						Command:  []string{"sleep", "1000000"},
 						LogPath:  name + ".log",
-						Linux:    &cri.LinuxContainerConfig{},
+						Linux: &cri.LinuxContainerConfig{
+							SecurityContext: &cri.LinuxContainerSecurityContext{NamespaceOptions: namespaces},
+						},
 					},
 				})
 				made.container = answer.GetContainerId()
