@@ -154,15 +154,15 @@ fn lists_filter(node: &mut Node) {
         items.into_iter().map(|pod| pod.id).collect::<Vec<_>>()
     };
     let labels = |value: &str| HashMap::from([("app".to_string(), value.to_string())]);
-    assert_eq!(list(api::PodSandboxFilter { label_selector: labels("a"), ..Default::default() }), [pod.clone()]);
+    assert_eq!(list(api::PodSandboxFilter { label_selector: labels("a"), ..Default::default() }), std::slice::from_ref(&pod));
     assert!(list(api::PodSandboxFilter { label_selector: labels("b"), ..Default::default() }).is_empty());
-    assert_eq!(list(api::PodSandboxFilter { id: other_pod.clone(), ..Default::default() }), [other_pod.clone()]);
+    assert_eq!(list(api::PodSandboxFilter { id: other_pod.clone(), ..Default::default() }), std::slice::from_ref(&other_pod));
     assert_eq!(list(api::PodSandboxFilter::default()).len(), 2);
     node.wait(node.client().stop_pod_sandbox(api::StopPodSandboxRequest { pod_sandbox_id: other_pod.clone() })).unwrap();
     let state =
         |state: api::PodSandboxState| api::PodSandboxFilter { state: Some(api::PodSandboxStateValue { state: state.into() }), ..Default::default() };
-    assert_eq!(list(state(api::PodSandboxState::SandboxReady)), [pod.clone()]);
-    assert_eq!(list(state(api::PodSandboxState::SandboxNotready)), [other_pod.clone()]);
+    assert_eq!(list(state(api::PodSandboxState::SandboxReady)), std::slice::from_ref(&pod));
+    assert_eq!(list(state(api::PodSandboxState::SandboxNotready)), std::slice::from_ref(&other_pod));
     let request = api::PodSandboxStatusRequest { pod_sandbox_id: pod.clone(), verbose: false };
     let status = node.wait(node.client().pod_sandbox_status(request)).unwrap().into_inner().status.unwrap();
     assert_eq!(status.annotations, config.annotations);

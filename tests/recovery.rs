@@ -127,7 +127,7 @@ fn life(node: &mut Node) -> Seen {
     assert!(status.started_at > 0 && status.finished_at >= status.started_at, "{status:?}");
     let pods = retry(node, |node| node.wait(node.client().list_pod_sandbox(api::ListPodSandboxRequest::default()))).unwrap().into_inner().items;
     let pod_state = pods.iter().find(|listed| listed.id == pod).expect("the pod is listed").state;
-    let lines = fs::read_to_string(&log).unwrap().lines().map(|line| line.splitn(2, ' ').nth(1).unwrap().to_string()).collect();
+    let lines = fs::read_to_string(&log).unwrap().lines().map(|line| line.split_once(' ').unwrap().1.to_string()).collect();
     let request = |id: &str| api::RemoveContainerRequest { container_id: id.into() };
     retry(node, |node| node.wait(node.client().remove_container(request(&container))).map(drop)).expect("remove");
     retry(node, |node| node.wait(node.client().stop_pod_sandbox(api::StopPodSandboxRequest { pod_sandbox_id: pod.clone() })).map(drop))

@@ -3,18 +3,20 @@
 
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
+
+use copepod::sys::process::command;
 
 /// Runs this test program again in new mount, network and process namespaces, once. What a test forgets ends there.
 #[allow(dead_code)]
 pub fn enter_sandbox() {
     if std::env::var_os("COPEPOD_TEST_SANDBOX").is_some() {
-        let shared = Command::new("mount").args(["--make-rshared", "/"]).status().expect("mount");
-        let up = Command::new("ip").args(["link", "set", "lo", "up"]).status().expect("ip");
+        let shared = command("mount").args(["--make-rshared", "/"]).status().expect("mount");
+        let up = command("ip").args(["link", "set", "lo", "up"]).status().expect("ip");
         assert!(shared.success() && up.success(), "the sandbox can't be prepared");
         return;
     }
-    let error = Command::new("unshare")
+    let error = command("unshare")
         .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "slave"])
         // A shell as the namespace's init: it reaps what a dead monitor leaves, as a node's init does.
         .args(["sh", "-c", "\"$@\"; exit $?", "sh"])
@@ -25,9 +27,12 @@ pub fn enter_sandbox() {
     panic!("cannot run unshare: {error}");
 }
 
+/// A test and its name.
+pub type Test<N> = (&'static str, fn(&mut N));
+
 /// Runs the tests whose name has one of the words on the command line, all without any; `finish` at the end, whatever failed.
 #[allow(dead_code)]
-pub fn run<N>(node: &mut N, tests: &[(&str, fn(&mut N))], recover: fn(&mut N)) -> ExitCode {
+pub fn run<N>(node: &mut N, tests: &[Test<N>], recover: fn(&mut N)) -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     if std::env::args().any(|word| word == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));

@@ -3,12 +3,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use copepod::api;
 use copepod::api::image_service_client::ImageServiceClient;
 use copepod::api::runtime_service_client::RuntimeServiceClient;
-use copepod::api::{self};
+use copepod::sys::process::command;
 use tonic::transport::Channel;
 
 /// An image that the test registry serves.
@@ -32,7 +33,7 @@ impl Node {
     pub fn new(name: &str) -> Node {
         let project = Path::new(env!("CARGO_MANIFEST_DIR"));
         let script = |name: &str, args: &[&str]| {
-            let out = Command::new(project.join("hack").join(name)).args(args).stderr(Stdio::inherit()).output().expect(name);
+            let out = command(project.join("hack").join(name)).args(args).stderr(Stdio::inherit()).output().expect(name);
             assert!(out.status.success(), "hack/{name} {args:?} failed");
             String::from_utf8(out.stdout).unwrap().trim().to_string()
         };
@@ -78,12 +79,12 @@ impl Node {
     pub fn start(&mut self, fault: Option<&str>) {
         assert!(self.daemon.is_none(), "the daemon runs");
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("daemon.log")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_copepod"));
-        command.arg("serve").arg("--config").arg(self.dir.join("copepod.yaml")).stdout(Stdio::null()).stderr(log);
+        let mut daemon = command(env!("CARGO_BIN_EXE_copepod"));
+        daemon.arg("serve").arg("--config").arg(self.dir.join("copepod.yaml")).stdout(Stdio::null()).stderr(log);
         if let Some(point) = fault {
-            command.env("COPEPOD_FAULT", point);
+            daemon.env("COPEPOD_FAULT", point);
         }
-        self.daemon = Some(command.spawn().expect("copepod"));
+        self.daemon = Some(daemon.spawn().expect("copepod"));
         let began = Instant::now();
         loop {
             if let Ok(status) = self.runtime.block_on(self.client().status(api::StatusRequest::default()))
@@ -275,7 +276,7 @@ impl Node {
                 left.push(format!("process: {}", process.path().display()));
             }
         }
-        let links = Command::new("ip").args(["-o", "link", "show", "type", "veth"]).output().unwrap();
+        let links = command("ip").args(["-o", "link", "show", "type", "veth"]).output().unwrap();
         left.extend(String::from_utf8_lossy(&links.stdout).lines().map(|line| format!("veth: {line}")));
         left
     }
@@ -301,7 +302,7 @@ impl Drop for Node {
             let _ = daemon.wait();
         }
         let project = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let _ = Command::new(project.join("hack/registry.sh")).arg("stop").arg(self.dir.join("registry")).status();
+        let _ = command(project.join("hack/registry.sh")).arg("stop").arg(self.dir.join("registry")).status();
         if std::thread::panicking() {
             eprintln!("{}", self.log_tail());
         }
@@ -311,13 +312,13 @@ impl Drop for Node {
                 let _ = fs::remove_dir(hierarchy.join(&name).join(sub));
             }
         }
-        let _ = Command::new("umount").arg(self.dir.join("state")).status();
+        let _ = command("umount").arg(self.dir.join("state")).status();
         let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
 fn mount(args: &[&str], at: &Path) {
-    assert!(Command::new("mount").args(args).arg(at).status().expect("mount").success());
+    assert!(command("mount").args(args).arg(at).status().expect("mount").success());
 }
 
 /// An image's reference as the API has it.
