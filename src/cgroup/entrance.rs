@@ -32,9 +32,10 @@ impl Entrance {
         self.unified.as_ref().map(|(_, dir)| dir.as_fd())
     }
 
-    /// The descriptors that [`enter_after_clone`](Self::enter_after_clone) uses: a clone must keep them open until then.
+    /// Every descriptor of it: a clone that [enters](Self::enter_after_clone) and drops it must have kept them open until then.
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
-        self.doors.iter().map(|door| door.file.as_fd()).collect()
+        let unified = self.unified.iter().flat_map(|(door, dir)| [door.file.as_fd(), dir.as_fd()]);
+        self.doors.iter().map(|door| door.file.as_fd()).chain(unified).collect()
     }
 
     /// What is left to do for a process that was cloned into [`clone_into`](Self::clone_into): it enters v1's hierarchies. Called

@@ -104,7 +104,9 @@ fn with_cgroup(plan: &ContainerPlan, pod: &PodFds<'_>, stdio: Stdio, host: &Host
     let mounts = mounts.collect::<Result<Vec<Prepared<'_>>, OciError>>()?;
     let null = devices::null().map_err(OciError::Null)?;
     let limits = DefaultLimits::read(host.proc.as_fd());
-    let cgroup_dir = from.cgroup.open_dir();
+    let of_cgroup = |source| OciError::Cgroup { path: from.cgroup.path().into(), source };
+    let entrance = from.cgroup.entrance().map_err(of_cgroup)?;
+    let cgroup_dir = entrance.clone_into().map(|dir| dir.try_clone_to_owned()).transpose().map_err(|error| OciError::Host("control group", error))?;
     let root = root::prepare(&plan.rootfs).map_err(OciError::Root)?;
 
     join_namespaces(plan, pod)?;
@@ -113,12 +115,12 @@ fn with_cgroup(plan: &ContainerPlan, pod: &PodFds<'_>, stdio: Stdio, host: &Host
 
     let (start, socket) = fd::seqpacket_pair().map_err(|error| OciError::Talk("init", error))?;
     let proc = host.proc.try_clone().map_err(|error| OciError::Host("/proc", error))?;
-    let init = Init { plan, mounts, null, stdio, socket, proc, limits };
+    let init = Init { plan, mounts, null, stdio, socket, proc, limits, entrance };
     let args = CloneArgs { flags: libc::CLONE_PARENT as u64, cgroup: cgroup_dir.as_ref().map(|fd| fd.as_fd()) };
     let keep = Keep::only(&init.fds());
     let (pid, pidfd) = spawn(args, Some(keep), || init::run(init)).map_err(|error| OciError::Clone("init", error))?;
     let pid = pid.as_raw_nonzero().get() as u32;
-    let ready = set_off(pid, start.as_fd(), host, from.cgroup, cgroup_dir.is_some());
+    let ready = set_off(start.as_fd(), host);
     match ready {
         Ok((user, console)) => Ok(CreatedInit { pid, pidfd, user, start, console, cgroup_parents_made: Vec::new() }),
         Err(error) => {
@@ -145,12 +147,9 @@ fn mount_namespace<'a>(plan: &'a ContainerPlan, pod: &PodFds<'_>, root: &root::P
     Ok(pivot_dir)
 }
 
-/// Brings a clone into its control groups, lets it begin, and waits until it is ready.
-fn set_off(pid: u32, start: BorrowedFd<'_>, host: &Host, cgroup: &Cgroup, in_cgroup: bool) -> Result<(ResolvedUser, Option<OwnedFd>), OciError> {
+/// Lets a clone begin, and waits until it is ready.
+fn set_off(start: BorrowedFd<'_>, host: &Host) -> Result<(ResolvedUser, Option<OwnedFd>), OciError> {
     host.come_back().map_err(|error| OciError::Host("mount namespace", error))?;
-    if !in_cgroup {
-        cgroup.enter(pid).map_err(|source| OciError::Cgroup { path: cgroup.path().into(), source })?;
-    }
     let talk = |error| OciError::Talk("init", error);
     handshake::go(start).map_err(talk)?;
     match handshake::hear(start, SETUP).map_err(talk)? {

@@ -14,7 +14,7 @@ use super::helper::{self, FromHelper, Helper};
 use super::host::Host;
 use super::process::{self, DefaultLimits};
 use super::{OciError, delete};
-use crate::cgroup::{Cgroup, CgroupError, Hierarchy};
+use crate::cgroup::{Cgroup, CgroupError, Entrance, Hierarchy};
 use crate::errchain::{Kind, Kinded, Remote};
 use crate::plan::{ContainerPlan, ExecPlan};
 use crate::sys::process::{CloneArgs, Keep, spawn};
@@ -72,7 +72,7 @@ pub fn exec(plan: &ExecPlan, target: &ExecTarget<'_>, stdio: Stdio, hierarchy: &
     rustix::process::umask(Mode::empty());
     let host = Host::open().map_err(|error| OciError::Host("namespaces", error))?;
     let limits = DefaultLimits::read(host.proc.as_fd());
-    let groups = Groups::find(target, hierarchy)?;
+    let mut groups = Groups::find(target, hierarchy)?;
 
     let kinds = [ns::Kind::Pid, ns::Kind::Net, ns::Kind::Ipc, ns::Kind::Uts, ns::Kind::Mount];
     ns::enter_process(target.pidfd, &kinds).map_err(|source| match source.raw_os_error() {
@@ -84,11 +84,10 @@ pub fn exec(plan: &ExecPlan, target: &ExecTarget<'_>, stdio: Stdio, hierarchy: &
     let (control, socket) = fd::seqpacket_pair().map_err(talk)?;
     let proc = host.proc.try_clone().map_err(|error| OciError::Host("/proc", error))?;
     let target_fd = target.pidfd.try_clone_to_owned().map_err(|error| OciError::Host("pidfd", error))?;
-    let helper = Helper { plan, target: target_fd, stdio, socket, proc, limits };
+    let helper = Helper { plan, target: target_fd, stdio, socket, proc, limits, entrance: groups.entrance.take() };
     let (helper_pid, helper_pidfd) = groups.clone_into(helper)?;
     let set_off = || -> Result<(u32, Option<OwnedFd>), OciError> {
         host.come_back().map_err(|error| OciError::Host("mount namespace", error))?;
-        groups.enter(helper_pid)?;
         handshake::go(control.as_fd()).map_err(talk)?;
         match handshake::hear(control.as_fd(), SETUP).map_err(talk)? {
             Some((FromHelper::Started, fds)) => {
@@ -117,10 +116,10 @@ pub fn exec(plan: &ExecPlan, target: &ExecTarget<'_>, stdio: Stdio, hierarchy: &
 /// The control groups that the helper, and with it the process, may go to: the container's own, or where its init is if that one has
 /// become a parent or is gone.
 struct Groups {
-    own: Cgroup,
-    init: Result<Cgroup, CgroupError>,
     /// Their directories on cgroup v2, opened while the host's paths are there.
     dirs: [Option<OwnedFd>; 2],
+    /// The way in on cgroup v1.
+    entrance: Option<Entrance>,
 }
 
 impl Groups {
@@ -138,7 +137,17 @@ impl Groups {
             if within { Ok(group) } else { Err(CgroupError::BadPath { path: group.path().into(), why: "it is not below the container's own" }) }
         });
         let dirs = [own.open_dir(), init.as_ref().ok().and_then(Cgroup::open_dir)];
-        Ok(Self { own, init, dirs })
+        let v1 = dirs.iter().all(Option::is_none);
+        let opened = if v1 { Some(own.entrance()) } else { None };
+        let entrance = match (opened, &init) {
+            (Some(Err(error)), Ok(init)) if error.kind() == Kind::NotFound => Some(init.entrance()),
+            (opened, _) => opened,
+        };
+        let entrance = entrance.transpose().map_err(|source| OciError::Cgroup { path: path.clone(), source })?;
+        // A directory of the hybrid's v2 is one to clone into.
+        let unified = entrance.as_ref().and_then(Entrance::clone_into).map(|dir| dir.try_clone_to_owned()).transpose();
+        let dirs = if v1 { [unified.map_err(|error| OciError::Host("control group", error))?, None] } else { dirs };
+        Ok(Self { dirs, entrance })
     }
 
     /// Clones the helper, on cgroup v2 into one of the groups.
@@ -163,18 +172,6 @@ impl Groups {
         };
         let (pid, pidfd) = cloned.map_err(|error| OciError::Clone(HELPER, error))?;
         Ok((pid.as_raw_nonzero().get() as u32, pidfd))
-    }
-
-    /// Moves the helper in, where clone couldn't.
-    fn enter(&self, pid: u32) -> Result<(), OciError> {
-        if self.dirs.iter().any(Option::is_some) {
-            return Ok(());
-        }
-        let failed = |source| OciError::Cgroup { path: self.own.path().into(), source };
-        match (self.own.enter(pid), &self.init) {
-            (Err(error), Ok(init)) if matches!(error.kind(), Kind::FailedPrecondition | Kind::NotFound) => init.enter(pid).map_err(failed),
-            (done, _) => done.map_err(failed),
-        }
     }
 }
 

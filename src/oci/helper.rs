@@ -17,6 +17,7 @@ use super::paths::Root;
 use super::process::{self, DefaultLimits, ProcessError};
 use super::terminal::{self, Terminal, TerminalError};
 use super::user::{self, UserError};
+use crate::cgroup::{CgroupError, Entrance};
 use crate::errchain::{Kind, Kinded, Remote};
 use crate::plan::{ExecPlan, ResolvedUser};
 use crate::sys::mount::{Attributes, NewFs, NewFsError};
@@ -30,6 +31,9 @@ pub enum HelperError {
     /// The socket.
     #[error("cannot talk to the monitor")]
     Socket(#[source] io::Error),
+    /// The control groups.
+    #[error("cannot enter the container's control groups")]
+    Cgroup(#[source] CgroupError),
     /// The container's cgroup namespace.
     #[error("cannot enter the container's cgroup namespace")]
     CgroupNamespace(#[source] io::Error),
@@ -68,6 +72,7 @@ pub enum HelperError {
 impl Kinded for HelperError {
     fn kind(&self) -> Kind {
         match self {
+            HelperError::Cgroup(error) => error.kind(),
             HelperError::User(error) => error.kind(),
             HelperError::Terminal(error) => error.kind(),
             HelperError::Process(error) => error.kind(),
@@ -114,20 +119,23 @@ pub struct Helper<'a> {
     pub proc: OwnedFd,
     /// Limits that the plan doesn't name.
     pub limits: DefaultLimits,
+    /// The way into the container's control groups on cgroup v1.
+    pub entrance: Option<Entrance>,
 }
 
 impl Helper<'_> {
     /// Every descriptor it needs.
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
         let own = [self.target.as_fd(), self.socket.as_fd(), self.proc.as_fd()];
-        own.into_iter().chain(process::streams(&self.stdio)).collect()
+        own.into_iter().chain(process::streams(&self.stdio)).chain(self.entrance.iter().flat_map(Entrance::fds)).collect()
     }
 }
 
 /// Runs the helper: in the clone, to its end.
 pub fn run(helper: Helper<'_>) -> i32 {
     let Ok(socket) = helper.socket.try_clone() else { return sys_process::CHILD_FAILED };
-    let said = match start(helper) {
+    let entered = helper.entrance.as_ref().map_or(Ok(()), Entrance::enter_after_clone).map_err(|error| Failure::Own(HelperError::Cgroup(error)));
+    let said = match entered.and_then(|()| start(helper)) {
         Ok(None) => return 0,
         Ok(Some(running)) => match running.watch() {
             Ok(Some(exit)) => FromHelper::Exited(exit),
@@ -163,7 +171,8 @@ struct Running {
 
 /// Up to the execution of the program. `None`: the creator is gone.
 fn start(helper: Helper<'_>) -> Result<Option<Running>, Failure> {
-    let Helper { plan, target, stdio, socket, proc, limits } = helper;
+    let Helper { plan, target, stdio, socket, proc, limits, entrance } = helper;
+    drop(entrance);
     sys_process::set_name(c"copepod:exec");
     // Nothing that the container sends stops the helper but SIGKILL, least of all `kill -TERM -1`.
     sys_process::block_signals();

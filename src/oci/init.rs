@@ -18,6 +18,7 @@ use super::paths::Root;
 use super::process::{self, DefaultLimits, ProcessError, Ready};
 use super::terminal::{self, TerminalError};
 use super::user::{self, UserError};
+use crate::cgroup::{CgroupError, Entrance};
 use crate::errchain::{Kind, Kinded, Remote};
 use crate::plan::{ContainerPlan, Namespace, ResolvedUser};
 use crate::sys::{mount, ns, process as sys_process};
@@ -31,6 +32,9 @@ pub enum InitError {
     /// setsid(2).
     #[error("cannot start a session")]
     Session(#[source] io::Error),
+    /// The control groups.
+    #[error("cannot enter the container's control groups")]
+    Cgroup(#[source] CgroupError),
     /// cgroup_namespaces(7).
     #[error("cannot make a cgroup namespace")]
     CgroupNamespace(#[source] io::Error),
@@ -65,6 +69,7 @@ pub enum InitError {
 impl Kinded for InitError {
     fn kind(&self) -> Kind {
         match self {
+            InitError::Cgroup(error) => error.kind(),
             InitError::Mount { source, .. } => source.kind(),
             InitError::Hide(error) => error.kind(),
             InitError::Terminal(error) => error.kind(),
@@ -91,6 +96,8 @@ pub struct Init<'a> {
     pub proc: OwnedFd,
     /// Limits that the plan doesn't name.
     pub limits: DefaultLimits,
+    /// The way into its control groups, where it was not cloned into them.
+    pub entrance: Entrance,
 }
 
 impl Init<'_> {
@@ -98,14 +105,15 @@ impl Init<'_> {
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
         let own = [self.null.as_fd(), self.socket.as_fd(), self.proc.as_fd()];
         let streams = process::streams(&self.stdio);
-        own.into_iter().chain(streams).chain(self.mounts.iter().flat_map(Prepared::fds)).collect()
+        own.into_iter().chain(streams).chain(self.mounts.iter().flat_map(Prepared::fds)).chain(self.entrance.fds()).collect()
     }
 }
 
 /// Runs init: in the clone, to its end. The code is that of a process that could not start.
 pub fn run(init: Init<'_>) -> i32 {
     let Ok(socket) = init.socket.try_clone() else { return sys_process::CHILD_FAILED };
-    let failed = match set_up(init) {
+    let entered = init.entrance.enter_after_clone().map_err(InitError::Cgroup);
+    let failed = match entered.and_then(|()| set_up(init)) {
         Ok(None) => return sys_process::CHILD_FAILED,
         Ok(Some(set_up)) => match wait_for_release(set_up, socket.as_fd()) {
             Ok(Some(ready)) => InitError::Process(ready.execute()),
@@ -138,7 +146,8 @@ fn wait_for_release<'a>(set_up: SetUp<'a>, socket: BorrowedFd<'_>) -> io::Result
 
 /// Everything up to "ready". `None`: the creator is gone.
 fn set_up(init: Init<'_>) -> Result<Option<SetUp<'_>>, InitError> {
-    let Init { plan, mounts, null, stdio, socket, proc, limits } = init;
+    let Init { plan, mounts, null, stdio, socket, proc, limits, entrance } = init;
+    drop(entrance);
     sys_process::set_name(c"copepod:init");
     if !handshake::wait(socket.as_fd()).map_err(InitError::Socket)? {
         return Ok(None);
