@@ -47,16 +47,16 @@ need_packages() {
   apt_get install -y --no-install-recommends "${absent[@]}"
 }
 
-# apt_get ARGUMENTS…: quiet unless it fails. The package lists are fetched once where there are none.
+# apt_get ARGUMENTS…: quiet unless it fails. Package lists that are absent or too old are fetched, and it is tried again.
 apt_get() {
   local log
   log=$(mktemp)
-  if ! compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null; then apt-get update >"$log" 2>&1 || true; fi
-  DEBIAN_FRONTEND=noninteractive apt-get "$@" >"$log" 2>&1 || {
+  export DEBIAN_FRONTEND=noninteractive
+  if ! apt-get "$@" >"$log" 2>&1 && ! { apt-get update && apt-get "$@"; } >"$log" 2>&1; then
     cat "$log" >&2
     rm -f "$log"
     die "apt-get $1 failed, see above"
-  }
+  fi
   rm -f "$log"
 }
 

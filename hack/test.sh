@@ -59,10 +59,14 @@ for step in "$@"; do
     vm) run=vm ;;
     *) die "no such step: $step (see --help)" ;;
   esac
-  if [[ $run == critest || $run == vm ]] && [[ -z ${built:-} ]]; then
+  if [[ $step != lint && -z ${images:-} ]]; then
+    need_packages mmdebstrap:mmdebstrap cc:gcc
+    images=$(hack/test-images --path)
+    hack/test-images "$images"
+  fi
+  if [[ $step == critest || $step == vm ]] && [[ -z ${built:-} ]]; then
     hack/build.sh || die "the programs don't build"
     hack/tools.sh
-    hack/test-images "$(hack/test-images --path)"
     built=1
   fi
   # In a subshell, where `die` ends the step and not the run.
