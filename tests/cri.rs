@@ -272,7 +272,8 @@ fn exec_sync_collects_limits_and_kills(node: &mut Node) {
 }
 
 fn stop_uses_signal_and_grace(node: &mut Node) {
-    let (pod, id) = node.run_script("trap 'exit 11' TERM; while :; do sleep 0.01; done");
+    // A signal that comes before the trap is set ends the shell: it says when it is ready.
+    let (pod, id) = node.run_ready("trap 'exit 11' TERM; echo ready; while :; do sleep 0.01; done");
     let stop = |id: &str, timeout: i64| {
         node.wait(node.client().stop_container(api::StopContainerRequest { container_id: id.into(), timeout })).unwrap();
         node.status(id).unwrap()
@@ -280,17 +281,19 @@ fn stop_uses_signal_and_grace(node: &mut Node) {
     assert_eq!(stop(&id, 30).exit_code, 11);
     assert_eq!(stop(&id, 0).exit_code, 11);
     node.remove_pod(&pod);
-    let (pod, id) = node.run_script("trap '' TERM; while :; do sleep 0.01; done");
+    let (pod, id) = node.run_ready("trap '' TERM; echo ready; while :; do sleep 0.01; done");
     let status = stop(&id, 1);
     assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"));
     node.remove_pod(&pod);
     let config = node.pod_config();
     let pod = node.run_pod(&config).unwrap();
-    let quits =
-        api::ContainerConfig { stop_signal: api::Signal::Sigusr1.into(), ..shell("main", "trap 'exit 12' USR1; while :; do sleep 0.01; done") };
+    let quits = api::ContainerConfig {
+        stop_signal: api::Signal::Sigusr1.into(),
+        ..shell("main", "trap 'exit 12' USR1; echo ready; while :; do sleep 0.01; done")
+    };
     let id = node.create(&pod, &config, quits).unwrap();
     node.start_container(&id).unwrap();
-    assert_eq!(node.exec(&id, &["true"], 10).unwrap().exit_code, 0);
+    node.wait_log(&format!("{}/main.log", config.log_directory), "ready");
     assert_eq!(stop(&id, 30).exit_code, 12);
     node.remove_pod(&pod);
     node.assert_nothing_left();

@@ -193,6 +193,14 @@ impl Node {
         (pod, container)
     }
 
+    /// Likewise, and waits until the script has said that it is ready.
+    pub fn run_ready(&self, script: &str) -> (String, String) {
+        let ids = self.run_script(script);
+        let log = self.dir.join(format!("logs/pod-{}/main.log", self.next.get()));
+        self.wait_log(&log.to_string_lossy(), "ready");
+        ids
+    }
+
     /// A container's status.
     pub fn status(&self, id: &str) -> Result<api::ContainerStatus, tonic::Status> {
         let request = api::ContainerStatusRequest { container_id: id.into(), verbose: false };
