@@ -316,7 +316,7 @@ impl Config {
             return bad("image.maxParallelLayers", &self.image.max_parallel_layers, "must be 1 to 32");
         }
         for name in &self.runtime.default_capabilities {
-            if crate::model::capability::parse(name).is_none() {
+            if crate::plan::capability::parse(name).is_none() {
                 return bad("runtime.defaultCapabilities", name, "is no capability");
             }
         }

@@ -4,6 +4,8 @@
 //! from an OCI one) and sends it in a sealed memfd; nothing after that reads a spec. Every field is critical: a monitor
 //! that meets one it doesn't know refuses the plan (see [`crate::wire`]).
 
+pub mod capability;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 

@@ -22,7 +22,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     // The daemon's.
     ("telemetry", &["config", "errchain"]),
     ("model", &["ids", "plan", "wire", "errchain"]),
-    ("config", &["model", "errchain"]),
+    ("config", &["model", "plan", "errchain"]),
     ("image", &["model", "config", "sys", "errchain", "ids"]),
     ("net", &["model", "config", "sys", "errchain", "ids"]),
     ("store", &["model", "config", "sys", "errchain", "ids"]),

@@ -3,7 +3,6 @@
 //! `sandbox` and `container` are what the CRI asked for, parsed; `lifecycle` is the state machine; `spec` turns a
 //! container, its pod and its image into a [`crate::plan::ContainerPlan`].
 
-pub mod capability;
 pub mod container;
 pub mod lifecycle;
 pub mod rlimit;

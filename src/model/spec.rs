@@ -4,13 +4,12 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use super::capability;
 use super::container::{ContainerSpec, GroupsPolicy, Propagation, SecurityProfile};
 use super::sandbox::{NamespaceMode, SandboxSpec};
 use crate::errchain::{Kind, Kinded};
 use crate::plan::{
     self, Bind, Capabilities, CgroupPlan, ContainerPlan, DeviceNode, DeviceRule, LogPlan, Mount, MountKind, Namespace, Namespaces, Overlay, Process,
-    Rlimit, Rootfs, User,
+    Rlimit, Rootfs, User, capability,
 };
 use crate::wire::Bytes;
 

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::devices;
 use super::paths::{Leaf, Links, PathError, Root};
 use crate::errchain::{Kind, Kinded};
-use crate::plan::{Process, ResolvedUser, Rlimit};
+use crate::plan::{Process, ResolvedUser, Rlimit, capability};
 use crate::sys::{creds, process, seccomp};
 
 /// A process that cannot be made what its plan says.
@@ -314,53 +314,8 @@ fn enter_cwd(plan: &Process, root: Root<'_>) -> Result<(), ProcessError> {
     }
 }
 
-/// Names by number (capability.h).
-const CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
-
 fn capability_names(set: u64) -> String {
-    let names = (0..64).filter(|bit| set & (1 << bit) != 0).map(|bit| match CAPABILITIES.get(bit) {
+    let names = (0..64).filter(|bit| set & (1 << bit) != 0).map(|bit| match capability::NAMES.get(bit) {
         Some(name) => format!("CAP_{name}"),
         None => format!("number {bit}"),
     });

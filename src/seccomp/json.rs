@@ -7,6 +7,7 @@
 use serde::Deserialize;
 
 use super::{Action, Arch, Arg, Flags, Op, Profile, Rule, SeccompError};
+use crate::plan::capability;
 
 /// What the conditions of a profile are about.
 #[derive(Debug, Clone, Copy)]
@@ -136,54 +137,9 @@ fn is_native(name: &str, host: &Host) -> bool {
     name == native
 }
 
-/// The capabilities of `linux/capability.h` without their prefix, by their bit.
-pub(super) const CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
-
 /// A capability without a bit here is one that no container can have.
 fn is_granted(name: &str, host: &Host) -> bool {
-    let bit = name.strip_prefix("CAP_").and_then(|name| CAPABILITIES.iter().position(|&other| other == name));
+    let bit = name.strip_prefix("CAP_").and_then(|name| capability::NAMES.iter().position(|&other| other == name));
     bit.is_some_and(|bit| host.capabilities & (1 << bit) != 0)
 }
 

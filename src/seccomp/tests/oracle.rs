@@ -67,7 +67,7 @@ fn arg(text: &str) -> Arg {
 }
 
 fn mask(title: &str) -> u64 {
-    let bit = |name: &str| 1 << json::CAPABILITIES.iter().position(|&other| other == name).unwrap();
+    let bit = |name: &str| 1 << crate::plan::capability::NAMES.iter().position(|&other| other == name).unwrap();
     if title == "none" { 0 } else { title.split(',').map(bit).sum() }
 }
 
@@ -143,7 +143,7 @@ impl<'a> Reader<'a> {
 
 fn check(text: &str, native: Arch) {
     let fixtures = fixtures(text);
-    assert_eq!(fixtures.len(), 3 + json::CAPABILITIES.len());
+    assert_eq!(fixtures.len(), 3 + crate::plan::capability::NAMES.len());
     for Fixture { title, profile, .. } in fixtures {
         let ours = runtime_default(mask(&title), native, (4, 8));
         assert_eq!(sorted(&ours), sorted(&profile), "{title}");
