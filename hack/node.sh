@@ -16,7 +16,7 @@ in_sandbox() {
 }
 
 need_node_packages() {
-  need_packages unshare:util-linux ip:iproute2 iptables:iptables curl:curl python3:python3 ps:procps /usr/lib/cni/bridge:containernetworking-plugins
+  need_packages unshare:util-linux ip:iproute2 iptables:iptables curl:curl openssl:openssl python3:python3 ps:procps /usr/lib/cni/bridge:containernetworking-plugins
 }
 
 # node_create DIR [REGISTRY]: writes a configuration for a Copepod in DIR. REGISTRY (host:port) stands in for the public ones.

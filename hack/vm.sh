@@ -24,7 +24,7 @@ set -euo pipefail
 help_if_asked "$@"
 
 # What the guest has beside Debian's minimal base.
-packages=busybox-static,containernetworking-plugins,curl,docker-registry,iproute2,iptables,kmod,nftables,procps,psmisc,python3,attr,strace
+packages=busybox-static,containernetworking-plugins,curl,docker-registry,iproute2,iptables,kmod,nftables,openssl,procps,psmisc,python3,attr,strace
 
 timeout=2400 memory=4096 cpus=$(nproc) results='' tests=
 while [[ $# -gt 0 ]]; do
