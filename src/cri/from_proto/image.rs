@@ -1,0 +1,24 @@
+//! Image references and the credentials of a pull.
+
+use super::missing;
+use crate::api;
+use crate::errchain::Remote;
+
+/// Credentials of a pull.
+pub fn credentials(auth: Option<api::AuthConfig>) -> Option<crate::image::Credentials> {
+    let auth = auth?;
+    (auth != api::AuthConfig::default()).then_some(crate::image::Credentials {
+        username: auth.username,
+        password: auth.password,
+        auth: auth.auth,
+        server_address: auth.server_address,
+        identity_token: auth.identity_token,
+        registry_token: auth.registry_token,
+    })
+}
+
+/// The reference of an image spec.
+pub fn image(spec: Option<api::ImageSpec>) -> Result<String, Remote> {
+    let spec = spec.ok_or_else(|| missing("image"))?;
+    if spec.image.is_empty() { Err(missing("image.image")) } else { Ok(spec.image) }
+}

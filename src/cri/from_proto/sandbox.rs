@@ -1,0 +1,152 @@
+//! A sandbox's configuration.
+
+use std::path::PathBuf;
+
+use super::{absolute, bad, clean, labels, later, missing, name};
+use crate::api;
+use crate::errchain::Remote;
+use crate::model::sandbox::{Dns, NamespaceMode, NamespaceModes, PodName, PortMapping, Protocol, SandboxSpec};
+
+/// A sandbox's configuration.
+pub fn sandbox(config: Option<api::PodSandboxConfig>, runtime_handler: String) -> Result<SandboxSpec, Remote> {
+    let config = config.ok_or_else(|| missing("config"))?;
+    let metadata = config.metadata.ok_or_else(|| missing("config.metadata"))?;
+    let name = PodName {
+        name: name("config.metadata.name", &metadata.name)?,
+        namespace: name("config.metadata.namespace", &metadata.namespace)?,
+        uid: name("config.metadata.uid", &metadata.uid)?,
+        attempt: metadata.attempt,
+    };
+    let hostname = config.hostname;
+    if hostname.len() > 64 || hostname.contains(|c: char| c.is_control() || c.is_whitespace() || c == '/') {
+        return Err(bad("config.hostname", &hostname, "is not a host name of at most 64 characters"));
+    }
+    let log_directory = match config.log_directory.as_str() {
+        "" => PathBuf::new(),
+        dir => clean("config.log_directory", absolute("config.log_directory", dir)?)?,
+    };
+    let dns = config.dns_config.unwrap_or_default();
+    for (field, list) in [("servers", &dns.servers), ("searches", &dns.searches), ("options", &dns.options)] {
+        if let Some(value) = list.iter().find(|value| value.is_empty() || value.contains(|c: char| c.is_control() || c == ' ')) {
+            return Err(bad(&format!("config.dns_config.{field}"), value, "has spaces or control characters, or is empty"));
+        }
+    }
+    let linux = config.linux.unwrap_or_default();
+    let security = linux.security_context.unwrap_or_default();
+    let namespaces = namespaces("config.linux.security_context.namespace_options", security.namespace_options)?;
+    for (field, mode) in [("network", namespaces.network), ("ipc", namespaces.ipc)] {
+        if !matches!(mode, NamespaceMode::Pod | NamespaceMode::Node) {
+            return Err(bad(&format!("config.linux.security_context.namespace_options.{field}"), &format!("{mode:?}"), "is neither POD nor NODE"));
+        }
+    }
+    if namespaces.pid == NamespaceMode::Target {
+        return Err(bad("config.linux.security_context.namespace_options.pid", "TARGET", "is for containers only"));
+    }
+    if security.selinux_options.is_some_and(|options| options != api::SeLinuxOption::default()) {
+        return Err(later("config.linux.security_context.selinux_options", "SELinux options"));
+    }
+    if !linux.cgroup_parent.is_empty() && linux.cgroup_parent.ends_with(".slice") && !linux.cgroup_parent.contains('/') {
+        return Err(bad("config.linux.cgroup_parent", &linux.cgroup_parent, "is a systemd slice, but the cgroup driver is cgroupfs"));
+    }
+    if linux.cgroup_parent.split('/').any(|part| part == "..") || linux.cgroup_parent.contains(['\0', '\n']) {
+        return Err(bad("config.linux.cgroup_parent", &linux.cgroup_parent, "is not a control group path"));
+    }
+    let cgroup_parent = match linux.cgroup_parent.as_str() {
+        "" => String::new(),
+        path if path.starts_with('/') => path.into(),
+        path => format!("/{path}"),
+    };
+    Ok(SandboxSpec {
+        name,
+        hostname,
+        log_directory,
+        dns: Dns { servers: dns.servers, searches: dns.searches, options: dns.options },
+        ports: config.port_mappings.into_iter().map(port).collect::<Result<_, _>>()?,
+        labels: labels("config.labels", config.labels)?,
+        annotations: labels("config.annotations", config.annotations)?,
+        cgroup_parent,
+        namespaces,
+        sysctls: linux.sysctls.into_iter().collect(),
+        privileged: security.privileged,
+        runtime_handler,
+    })
+}
+
+fn port(mapping: api::PortMapping) -> Result<PortMapping, Remote> {
+    let number =
+        |field: &str, value: i32| u16::try_from(value).map_err(|_| bad(&format!("config.port_mappings.{field}"), &value.to_string(), "is no port"));
+    let protocol = match mapping.protocol() {
+        api::Protocol::Tcp => Protocol::Tcp,
+        api::Protocol::Udp => Protocol::Udp,
+        api::Protocol::Sctp => Protocol::Sctp,
+    };
+    let host_ip = match mapping.host_ip.as_str() {
+        "" => None,
+        text => Some(text.parse().map_err(|_| bad("config.port_mappings.host_ip", text, "is no IP address"))?),
+    };
+    Ok(PortMapping {
+        protocol,
+        container_port: number("container_port", mapping.container_port)?,
+        host_port: number("host_port", mapping.host_port)?,
+        host_ip,
+    })
+}
+
+pub(super) fn namespaces(field: &str, options: Option<api::NamespaceOption>) -> Result<NamespaceModes, Remote> {
+    let options = options.unwrap_or_default();
+    let mode = |part: &str, value: i32| match api::NamespaceMode::try_from(value) {
+        Ok(api::NamespaceMode::Pod) => Ok(NamespaceMode::Pod),
+        Ok(api::NamespaceMode::Container) => Ok(NamespaceMode::Container),
+        Ok(api::NamespaceMode::Node) => Ok(NamespaceMode::Node),
+        Ok(api::NamespaceMode::Target) => Ok(NamespaceMode::Target),
+        Err(_) => Err(bad(&format!("{field}.{part}"), &value.to_string(), "is no namespace mode")),
+    };
+    if let Some(user) = &options.userns_options {
+        match user.mode() {
+            api::NamespaceMode::Node => {}
+            api::NamespaceMode::Pod => return Err(later(&format!("{field}.userns_options.mode"), "POD")),
+            other => return Err(bad(&format!("{field}.userns_options.mode"), other.as_str_name(), "is neither POD nor NODE")),
+        }
+    }
+    Ok(NamespaceModes {
+        network: mode("network", options.network)?,
+        pid: mode("pid", options.pid)?,
+        ipc: mode("ipc", options.ipc)?,
+        target_id: options.target_id,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::refused;
+    use super::*;
+
+    fn pod() -> api::PodSandboxConfig {
+        let metadata = api::PodSandboxMetadata { name: "p".into(), uid: "u".into(), namespace: "n".into(), attempt: 1 };
+        api::PodSandboxConfig { metadata: Some(metadata), ..Default::default() }
+    }
+
+    #[test]
+    fn sandbox_errors_name_field_and_value() {
+        assert_eq!(sandbox(Some(pod()), String::new()).unwrap().name.key(), "n/p/u/1");
+        let check = |change: fn(&mut api::PodSandboxConfig), words: &[&str]| {
+            let mut config = pod();
+            change(&mut config);
+            refused(sandbox(Some(config), String::new()), words);
+        };
+        refused(sandbox(None, String::new()), &["config"]);
+        check(|c| c.metadata = None, &["config.metadata"]);
+        check(|c| c.metadata.as_mut().unwrap().name.clear(), &["config.metadata.name"]);
+        check(|c| c.metadata.as_mut().unwrap().uid = "../x".into(), &["config.metadata.uid", "../x"]);
+        check(|c| c.hostname = "a b".into(), &["config.hostname", "a b"]);
+        check(|c| c.log_directory = "var/log".into(), &["config.log_directory", "var/log"]);
+        check(|c| c.log_directory = "/var/../etc".into(), &["config.log_directory", ".."]);
+        check(|c| c.dns_config = Some(api::DnsConfig { servers: vec!["1.1.1.1\nx".into()], ..Default::default() }), &["dns_config.servers"]);
+        check(|c| c.port_mappings = vec![api::PortMapping { container_port: 70000, ..Default::default() }], &["container_port", "70000"]);
+        check(|c| c.port_mappings = vec![api::PortMapping { host_ip: "x".into(), ..Default::default() }], &["host_ip", "\"x\""]);
+        check(
+            |c| c.linux = Some(api::LinuxPodSandboxConfig { cgroup_parent: "/a/../b".into(), ..Default::default() }),
+            &["cgroup_parent", "/a/../b"],
+        );
+    }
+}
