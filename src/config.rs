@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -148,6 +149,8 @@ section! {
         network: Network = Network::default(),
         /// Images and registries.
         image: Image = Image::default(),
+        /// Exec, attach and port-forward.
+        streaming: Streaming = Streaming::default(),
     }
 }
 
@@ -245,6 +248,28 @@ section! {
     }
 }
 
+section! {
+    /// The server behind the URLs of exec, attach and port-forward.
+    Streaming {
+        /// The address it listens on; with an unspecified one, URLs name the loopback.
+        address: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST),
+        /// The port; 0: any that is free.
+        port: u16 = 0,
+        /// A session in which nothing moves for so long is ended.
+        idle_timeout: Span = Span(Duration::from_secs(4 * 3600)),
+        /// Connections at once; further ones are turned away.
+        max_connections: usize = 1000,
+        /// The certificate with its chain, PEM; empty: no TLS. Read again when it changes, as the files below.
+        tls_cert_file: PathBuf = PathBuf::new(),
+        /// The certificate's key, PEM.
+        tls_key_file: PathBuf = PathBuf::new(),
+        /// Authorities of clients' certificates, PEM; empty: clients need no certificate.
+        tls_client_ca_file: PathBuf = PathBuf::new(),
+        /// The oldest version of TLS: `"1.2"` or `"1.3"`.
+        tls_min_version: String = "1.2".into(),
+    }
+}
+
 impl Config {
     /// Reads `path` and its drop-ins. A missing file at the default path is an empty one.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
@@ -315,6 +340,7 @@ impl Config {
         if !(1..=32).contains(&self.image.max_parallel_layers) {
             return bad("image.maxParallelLayers", &self.image.max_parallel_layers, "must be 1 to 32");
         }
+        self.streaming.check()?;
         for name in &self.runtime.default_capabilities {
             if crate::plan::capability::parse(name).is_none() {
                 return bad("runtime.defaultCapabilities", name, "is no capability");
@@ -329,6 +355,42 @@ impl Config {
             if crate::model::sysctl::parse(name, value).is_err() {
                 return bad("runtime.defaultSysctls", name, "is no sysctl that a pod's namespaces hold");
             }
+        }
+        Ok(())
+    }
+}
+
+impl Streaming {
+    fn check(&self) -> Result<(), ConfigError> {
+        let bad = |key, value: &dyn ToString, reason| Err(ConfigError::Value { key, value: value.to_string(), reason });
+        if self.idle_timeout.0 < Duration::from_secs(1) {
+            return bad("streaming.idleTimeout", &format!("{:?}", self.idle_timeout.0), "must be at least 1s");
+        }
+        if !(1..=65536).contains(&self.max_connections) {
+            return bad("streaming.maxConnections", &self.max_connections, "must be 1 to 65536");
+        }
+        if !matches!(self.tls_min_version.as_str(), "1.2" | "1.3") {
+            return bad("streaming.tlsMinVersion", &self.tls_min_version, "must be 1.2 or 1.3");
+        }
+        let files = [
+            ("streaming.tlsCertFile", &self.tls_cert_file),
+            ("streaming.tlsKeyFile", &self.tls_key_file),
+            ("streaming.tlsClientCaFile", &self.tls_client_ca_file),
+        ];
+        for (key, path) in files {
+            if !path.as_os_str().is_empty() && !path.is_absolute() {
+                return bad(key, &path.display(), "must be an absolute path or empty");
+            }
+        }
+        if self.tls_cert_file.as_os_str().is_empty() != self.tls_key_file.as_os_str().is_empty() {
+            return bad("streaming.tlsKeyFile", &self.tls_key_file.display(), "must be given together with streaming.tlsCertFile");
+        }
+        if self.tls_cert_file.as_os_str().is_empty() && !self.tls_client_ca_file.as_os_str().is_empty() {
+            return bad(
+                "streaming.tlsClientCaFile",
+                &self.tls_client_ca_file.display(),
+                "needs streaming.tlsCertFile: without TLS nobody shows a certificate",
+            );
         }
         Ok(())
     }
@@ -416,6 +478,13 @@ mod tests {
         check("runtime: {defaultCapabilities: [FLY]}\n", &["defaultCapabilities", "FLY"]);
         check("runtime: {defaultUlimits: ['nofile=2:1']}\n", &["defaultUlimits", "nofile=2:1"]);
         check("runtime: {defaultSysctls: {'kernel.core_pattern': x}}\n", &["defaultSysctls", "kernel.core_pattern"]);
+        check("streaming: {address: here}\n", &["here", "IP"]);
+        check("streaming: {idleTimeout: 10ms}\n", &["streaming.idleTimeout", "10ms"]);
+        check("streaming: {maxConnections: 0}\n", &["streaming.maxConnections", "0"]);
+        check("streaming: {tlsCertFile: /c.pem}\n", &["streaming.tlsKeyFile", "tlsCertFile"]);
+        check("streaming: {tlsCertFile: c.pem, tlsKeyFile: /k.pem}\n", &["streaming.tlsCertFile", "c.pem", "absolute"]);
+        check("streaming: {tlsClientCaFile: /ca.pem}\n", &["streaming.tlsClientCaFile", "tlsCertFile"]);
+        check("streaming: {tlsMinVersion: '1.1'}\n", &["streaming.tlsMinVersion", "1.1"]);
         check("network: {addTimeout: soon}\n", &["soon", "duration"]);
     }
 
