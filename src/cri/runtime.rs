@@ -79,7 +79,7 @@ impl RuntimeService for Cri {
         let containers = self.service.containers_of(&record.id);
         Ok(Response::new(api::PodSandboxStatusResponse {
             status: Some(to_proto::sandbox_status(&record)),
-            info: if req.verbose { info(&*record) } else { HashMap::new() },
+            info: verbose(req.verbose, || self.service.sandbox_info(&sandbox)),
             containers_statuses: containers.iter().map(|container| to_proto::container_status(&container.record(), Some(&record))).collect(),
             timestamp: crate::service::now() as i64,
         }))
@@ -136,7 +136,7 @@ impl RuntimeService for Cri {
         let pod = self.service.find_sandbox(record.sandbox.as_str()).ok().map(|sandbox| sandbox.record());
         Ok(Response::new(api::ContainerStatusResponse {
             status: Some(to_proto::container_status(&record, pod.as_deref())),
-            info: if req.verbose { info(&*record) } else { HashMap::new() },
+            info: verbose(req.verbose, || self.service.container_info(&container)),
         }))
     }
 
@@ -241,10 +241,9 @@ impl RuntimeService for Cri {
         };
         let network = self.service.networks.ready().err().map(|not| ("NetworkPluginNotReady", not.to_string()));
         let runtime = self.service.check_runtime().err().map(|message| ("RuntimeNotReady", message));
-        let info = if req.into_inner().verbose {
-            HashMap::from([("config".to_string(), serde_json::to_string(&self.service.config).unwrap_or_default())])
-        } else {
-            HashMap::new()
+        let info = match req.into_inner().verbose {
+            true => self.service.runtime_info().into_iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
+            false => HashMap::new(),
         };
         Ok(Response::new(api::StatusResponse {
             status: Some(api::RuntimeStatus { conditions: vec![condition("RuntimeReady", runtime), condition("NetworkReady", network)] }),
@@ -325,7 +324,7 @@ impl RuntimeService for Cri {
     }
 }
 
-/// What a record says beyond the status, as the JSON that crictl shows.
-fn info(record: &impl serde::Serialize) -> HashMap<String, String> {
-    HashMap::from([("info".to_string(), serde_json::to_string(record).unwrap_or_default())])
+/// What crictl shows as `info`, if it was asked for.
+fn verbose(asked: bool, info: impl FnOnce() -> serde_json::Value) -> HashMap<String, String> {
+    if asked { HashMap::from([("info".to_string(), info().to_string())]) } else { HashMap::new() }
 }

@@ -37,6 +37,11 @@ pub fn parse(text: &str) -> Option<Rlimit> {
     (soft <= hard).then_some(Rlimit { resource, soft, hard })
 }
 
+/// The name of a resource as OCI configurations have it: `RLIMIT_NOFILE`.
+pub fn name(resource: u32) -> String {
+    NAMES.get(resource as usize).map_or_else(|| resource.to_string(), |name| format!("RLIMIT_{}", name.to_ascii_uppercase()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -24,8 +24,8 @@ use crate::store::record::{ContainerRecord, Exit};
 /// A container's writable layer and overlay's own directory.
 const UPPER: &str = "upper";
 const WORK: &str = "work";
-/// The encoded process of a container, from which execs are made.
-const PROCESS: &str = "process";
+/// The encoded plan of a container, from which execs are made.
+const PLAN: &str = "plan";
 
 impl Service {
     /// Makes a container. It is listed only when this returns without an error; on an error nothing is left.
@@ -86,7 +86,7 @@ impl Service {
         journal.enter("directory", Undo::RemoveDir(state_dir.clone())).map_err(ServiceError::Store)?;
         make_dir(&state_dir).map_err(ServiceError::Store)?;
         let exit_file = preallocate(&self.state.exit_file(id))?;
-        crate::store::replace(&state_dir.join(PROCESS), &crate::wire::encode(&plan.process), 0o600).map_err(ServiceError::Store)?;
+        crate::store::replace(&state_dir.join(PLAN), &crate::wire::encode(&plan), 0o600).map_err(ServiceError::Store)?;
         journal.enter("writable layer", Undo::RemoveDir(layer_dir.clone())).map_err(ServiceError::Store)?;
         let mounts = spec.mounts.clone();
         let log_dir = plan.log.dir.clone();
@@ -324,9 +324,9 @@ impl Service {
         self.config.root.join("containers").join(id.as_str())
     }
 
-    /// The process of a container, from which execs are made.
-    pub(super) fn process_of(&self, id: &ContainerId) -> Result<crate::plan::Process, ServiceError> {
-        let path = self.state.container(id).join(PROCESS);
+    /// What a container was made with.
+    pub(super) fn plan_of(&self, id: &ContainerId) -> Result<ContainerPlan, ServiceError> {
+        let path = self.state.container(id).join(PLAN);
         let bytes = fs::read(&path).map_err(|source| ServiceError::Host { what: "read", path: path.clone(), source })?;
         crate::wire::decode(&bytes).map_err(|error| ServiceError::Host {
             what: "decode",

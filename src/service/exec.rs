@@ -70,7 +70,7 @@ impl Service {
         let record = container.record();
         admit(record.phase(), Op::Exec).map_err(|source| ServiceError::Refused { id: record.id.to_string(), source })?;
         let monitor = self.sandbox_of(&record)?.monitor().ok_or_else(|| ServiceError::NotReady { id: record.sandbox.to_string() })?;
-        let mut process = self.process_of(&record.id)?;
+        let mut process = self.plan_of(&record.id)?.process;
         process.args = command.iter().map(OsString::from).collect();
         process.terminal = false;
         let plan = ExecPlan { process, timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX) };

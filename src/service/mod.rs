@@ -11,6 +11,7 @@ mod events;
 mod exec;
 pub mod fault;
 mod files;
+pub mod inspect;
 pub mod monitors;
 mod recovery;
 mod remove;

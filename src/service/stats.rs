@@ -119,15 +119,6 @@ impl Samples {
 }
 
 impl Service {
-    /// Can containers run? What kubelet sees as RuntimeReady.
-    pub fn check_runtime(&self) -> Result<(), String> {
-        match std::fs::metadata(&self.program.path) {
-            Ok(meta) if meta.is_file() && meta.mode() & 0o111 != 0 => Ok(()),
-            Ok(_) => Err(format!("monitor program {} is not executable", self.program.path.display())),
-            Err(error) => Err(format!("monitor program {}: {error}", self.program.path.display())),
-        }
-    }
-
     /// A container's usage now.
     pub async fn container_usage(self: &Arc<Self>, container: &Arc<Container>) -> Result<ContainerUsage, ServiceError> {
         let record = container.record();

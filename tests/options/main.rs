@@ -8,6 +8,7 @@ mod node;
 #[path = "../common/root.rs"]
 mod root;
 
+mod inspect;
 mod observe;
 mod process;
 mod security;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 use node::{BUSYBOX, Node};
 
 /// The parts.
-const PARTS: &[&[harness::Test<Node>]] = &[process::TESTS, security::TESTS];
+const PARTS: &[&[harness::Test<Node>]] = &[inspect::TESTS, process::TESTS, security::TESTS];
 
 fn main() -> ExitCode {
     let tests = PARTS.concat();
