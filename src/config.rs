@@ -207,6 +207,10 @@ section! {
         log_max_line: u32 = 16 << 10,
         /// Bytes of ExecSync's output, both streams together; what is beyond is dropped. Below kubelet's 16 MiB message.
         exec_sync_max_output: u64 = 15 << 20,
+        /// Exec sessions (not ExecSync) that one container may have at once.
+        max_exec_sessions: usize = 256,
+        /// Clients that may be attached to one container at once.
+        max_attach_sessions: usize = 16,
         /// A request may lower oom_score_adj only as far as the daemon's own value where it lacks CAP_SYS_RESOURCE.
         restrict_oom_score_adj: bool = true,
     }
@@ -336,6 +340,13 @@ impl Config {
         }
         if self.runtime.exec_sync_max_output > 15 << 20 {
             return bad("runtime.execSyncMaxOutput", &self.runtime.exec_sync_max_output, "must be at most 15 MiB: kubelet takes 16 MiB in a message");
+        }
+        for (key, value, most) in
+            [("runtime.maxExecSessions", self.runtime.max_exec_sessions, 4096), ("runtime.maxAttachSessions", self.runtime.max_attach_sessions, 64)]
+        {
+            if !(1..=most).contains(&value) {
+                return bad(key, &value, "must be 1 to 4096 execs, 1 to 64 attached clients");
+            }
         }
         if !(1..=32).contains(&self.image.max_parallel_layers) {
             return bad("image.maxParallelLayers", &self.image.max_parallel_layers, "must be 1 to 32");
@@ -485,6 +496,8 @@ mod tests {
         check("streaming: {tlsCertFile: c.pem, tlsKeyFile: /k.pem}\n", &["streaming.tlsCertFile", "c.pem", "absolute"]);
         check("streaming: {tlsClientCaFile: /ca.pem}\n", &["streaming.tlsClientCaFile", "tlsCertFile"]);
         check("streaming: {tlsMinVersion: '1.1'}\n", &["streaming.tlsMinVersion", "1.1"]);
+        check("runtime: {maxExecSessions: 0}\n", &["maxExecSessions", "\"0\""]);
+        check("runtime: {maxAttachSessions: 65}\n", &["maxAttachSessions", "\"65\""]);
         check("network: {addTimeout: soon}\n", &["soon", "duration"]);
     }
 

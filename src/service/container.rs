@@ -144,7 +144,7 @@ impl Service {
         };
         // From here on the container exists: recovery takes the record, not the journal.
         self.state.put_container(&record).map_err(ServiceError::Store)?;
-        Ok(Container::new(record, Some(lease)))
+        Ok(Container::new(record, Some(lease), &self.config))
     }
 
     #[allow(clippy::too_many_arguments)]

@@ -11,6 +11,7 @@ use crate::model::lifecycle::Refused;
 use crate::model::sandbox::SandboxSpecError;
 use crate::model::spec::SpecError;
 use crate::net::cni::NetError;
+use crate::net::dial::DialError;
 use crate::net::netns::NetnsError;
 use crate::store::StoreError;
 
@@ -157,6 +158,24 @@ pub enum ServiceError {
         /// The deadline.
         seconds: u64,
     },
+    /// A container has as many sessions as it may.
+    #[error("container {id} has {limit} {what} sessions, as many as the configuration allows")]
+    TooMany {
+        /// `exec` or `attach`.
+        what: &'static str,
+        /// The container.
+        id: String,
+        /// The limit.
+        limit: usize,
+    },
+    /// A port of a pod can't be reached.
+    #[error("cannot forward to sandbox {sandbox}")]
+    Dial {
+        /// The sandbox.
+        sandbox: String,
+        /// The cause.
+        source: DialError,
+    },
     /// The operation failed, and what it had done could not be undone completely. What is left is retried at start.
     #[error("{} steps could not be undone ({})", undo.len(), undo.join("; "))]
     NotUndone {
@@ -207,6 +226,8 @@ impl Kinded for ServiceError {
             ServiceError::Net { source, .. } => source.kind(),
             ServiceError::Cgroup { source, .. } => source.kind(),
             ServiceError::Seccomp(source) => source.kind(),
+            ServiceError::TooMany { .. } => Kind::ResourceExhausted,
+            ServiceError::Dial { source, .. } => source.kind(),
             ServiceError::ExecTimeout { .. } => Kind::DeadlineExceeded,
             ServiceError::NotUndone { source, .. } => source.kind(),
             ServiceError::Host { source, .. } => match source.kind() {

@@ -77,6 +77,7 @@ impl Service {
                 monitors::What::Message(other) => tracing::warn!(sandbox = %event.sandbox, message = ?other, "monitor sent what is no event"),
                 // On a task of its own: other pods' events do not wait for this one's burial.
                 monitors::What::Lost => {
+                    self.on_execs_lost(&event.sandbox);
                     let service = self.clone();
                     tokio::spawn(async move { service.on_lost(&event.sandbox).await });
                 }

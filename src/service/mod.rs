@@ -17,6 +17,7 @@ mod recovery;
 mod remove;
 mod sandbox;
 mod seccomp;
+pub mod session;
 pub mod stats;
 mod undo;
 
@@ -61,6 +62,8 @@ pub struct Container {
     write: Mutex<()>,
     /// True once it has exited.
     exited: watch::Sender<bool>,
+    /// Its clients.
+    sessions: session::Limits,
     /// Keeps its image's layers on disk.
     _lease: Option<LayerLease>,
     /// What stats remember between two calls.
@@ -125,13 +128,14 @@ impl Sandbox {
 }
 
 impl Container {
-    fn new(record: ContainerRecord, lease: Option<LayerLease>) -> Arc<Self> {
+    fn new(record: ContainerRecord, lease: Option<LayerLease>, config: &Config) -> Arc<Self> {
         let exited = record.exit.is_some();
         Arc::new(Self {
             record: ArcSwap::from_pointee(record),
             op: tokio::sync::Mutex::new(()),
             write: Mutex::new(()),
             exited: watch::Sender::new(exited),
+            sessions: session::Limits::new(&config.runtime),
             _lease: lease,
             samples: Mutex::default(),
         })

@@ -107,7 +107,7 @@ impl Service {
             self.reserve(&ContainerRecord::key(&pod_key, &record.spec.name, record.spec.attempt), record.id.as_str())?;
             let lease = self.images.lease_layers(&record.layers);
             let lease = lease.inspect_err(|error| tracing::warn!(container = %record.id, error = %Chain(error), "layers can't be held")).ok();
-            self.insert_container(Container::new(record, lease));
+            self.insert_container(Container::new(record, lease, &self.config));
         }
         self.insert_sandbox(sandbox.clone());
         let record = sandbox.record();

@@ -15,3 +15,4 @@ pub mod process;
 #[cfg(feature = "daemon")]
 pub mod reactor;
 pub mod seccomp;
+pub mod terminal;
