@@ -144,6 +144,32 @@ wire_struct! {
         3 stdin: bool,
     }
 
+    /// `Attach`.
+    pub struct Attach {
+        /// The container.
+        1 container: String,
+        /// The client says something.
+        2 stdin: bool,
+        /// The client takes stdout, or what a terminal shows.
+        3 stdout: bool,
+        /// The client takes stderr.
+        4 stderr: bool,
+    }
+
+    /// A terminal's size.
+    pub struct Resize {
+        /// Characters in a row.
+        1 columns: u16,
+        /// Rows.
+        2 rows: u16,
+    }
+
+    /// How a client's attachment ended.
+    pub struct AttachEnd {
+        /// Why, if not because the container has ended.
+        1 error: Option<Remote>,
+    }
+
     /// An exec by its name.
     pub struct ExecId {
         /// The name.
@@ -203,8 +229,9 @@ wire_enum! {
         6 SignalContainer(SignalContainer),
         /// Kills what is left of a container, removes its control group and forgets it. Idempotent.
         7 RemoveContainer(Container),
-        /// Runs a process in a container. Descriptors: the [`crate::plan::ExecPlan`], stdin if there is one, stdout, stderr.
-        /// Answered by [`Body::ExecStarted`]; ends with the event [`Body::ExecExited`].
+        /// Runs a process in a container. Descriptors: the [`crate::plan::ExecPlan`], stdin if there is one, stdout, stderr, which
+        /// a process with a terminal does not use. Answered by [`Body::ExecStarted`] with the terminal's master, if there is one,
+        /// beside it; ends with the event [`Body::ExecExited`]. When the connection that asked is gone, it is killed.
         8 Exec(Exec),
         /// Kills an exec and everything it started.
         9 KillExec(ExecId),
@@ -216,6 +243,27 @@ wire_enum! {
         12 Exit,
         /// Executes a newer monitor in place. Descriptors: the program.
         13 Upgrade,
+        /// Attaches a client to a running container. Descriptors: its control socket, of SOCK_SEQPACKET, on which it says
+        /// [`FromClient`] and hears [`ToClient`]; then the read end of a pipe for stdin and the write ends for stdout and stderr,
+        /// as far as it has them. Answered by [`Body::Done`] when the client gets what the container writes. It is detached by
+        /// closing the control socket; one that is closed from the other side without a word: the pod's stdio process ended.
+        14 Attach(Attach),
+    }
+
+    /// What an attached client says, on a socket of its own.
+    pub enum FromClient {
+        /// Never sent.
+        0 None,
+        /// The terminal has another size now.
+        1 Resize(Resize),
+    }
+
+    /// What an attached client hears.
+    pub enum ToClient {
+        /// Never sent.
+        0 None,
+        /// The last word. The streams have their ends after what is still in them.
+        1 Ended(AttachEnd),
     }
 
     /// What the monitor says.
@@ -245,7 +293,7 @@ wire_enum! {
 
 impl Call {
     /// The name of every call that is ever sent, in the protocol's order.
-    pub const NAMES: [&str; 13] = [
+    pub const NAMES: [&str; 14] = [
         "Hello",
         "CreateSandbox",
         "CreateContainer",
@@ -259,6 +307,7 @@ impl Call {
         "StopSandbox",
         "Exit",
         "Upgrade",
+        "Attach",
     ];
 
     /// This call's name.
@@ -278,6 +327,7 @@ impl Call {
             Call::StopSandbox => 10,
             Call::Exit => 11,
             Call::Upgrade => 12,
+            Call::Attach(_) => 13,
         };
         Self::NAMES[index]
     }
@@ -328,6 +378,21 @@ pub fn encode<T: wire::Wire>(message: &T) -> Result<Vec<u8>, ProtocolError> {
 /// Decodes a message.
 pub fn decode<T: wire::Wire>(bytes: &[u8]) -> Result<T, ProtocolError> {
     wire::decode(bytes).map_err(ProtocolError::Decode)
+}
+
+/// The number of a request that asks for what this version doesn't know, so that it can be refused: a newer daemon's pods outlive
+/// its release. `None`: these bytes are no request of any version.
+pub fn unknown_call(bytes: &[u8], error: &ProtocolError) -> Option<u32> {
+    let newer = matches!(error, ProtocolError::Decode(WireError::UnknownVariant { .. } | WireError::UnknownField { .. }));
+    let mut fields = wire::Reader::new(bytes).block().ok().filter(|_| newer)?;
+    while !fields.is_empty() {
+        let tag = <u32 as wire::Wire>::get(&mut fields).ok()?;
+        let mut value = fields.block().ok()?;
+        if tag == 1 {
+            return wire::Wire::get(&mut value).ok();
+        }
+    }
+    None
 }
 
 /// Exactly `N` descriptors, or an error that names the call.
@@ -411,10 +476,23 @@ mod tests {
     }
 
     #[test]
+    fn a_call_of_a_newer_daemon_can_be_refused() {
+        let mut bytes = encode(&Request { seq: 77, call: Call::StopSandbox }).unwrap();
+        let tag = bytes.iter().rposition(|&byte| byte == 11).unwrap();
+        bytes[tag] = 120;
+        let error = decode::<Request>(&bytes).unwrap_err();
+        assert_eq!(unknown_call(&bytes, &error), Some(77));
+        for nonsense in [&b"nonsense"[..], &[0xff; 40], &[], &[3, 1, 9, 9]] {
+            let error = decode::<Request>(nonsense).unwrap_err();
+            assert_eq!(unknown_call(nonsense, &error), None, "{nonsense:?}");
+        }
+    }
+
+    #[test]
     fn every_call_has_its_name() {
         let stop = Call::StopContainer(StopContainer::default());
         assert_eq!(stop.name(), "StopContainer");
-        assert_eq!(Call::Upgrade.name(), *Call::NAMES.last().unwrap());
+        assert_eq!(Call::Attach(Attach::default()).name(), *Call::NAMES.last().unwrap());
         // The names stand in the order of the tags: tag n is NAMES[n - 1].
         for tag in 1..=Call::NAMES.len() as u32 {
             let mut bytes = wire::encode(&tag);

@@ -1,5 +1,7 @@
 //! The monitor's program over its socket: real containers on a busybox root, in control groups and mounts of the test's own.
 
+#[path = "monitor/attach.rs"]
+mod attach;
 #[path = "monitor/faults.rs"]
 mod faults;
 #[path = "monitor/lab.rs"]
@@ -24,6 +26,18 @@ macro_rules! tests {
 }
 
 tests! {
+    attach::{
+        clients_get_what_is_written_from_then_on,
+        clients_attach_to_running_containers_alone,
+        stdin_ends_with_the_first_client_if_asked_for,
+        a_client_that_stops_reading_holds_up_nobody,
+        a_container_that_does_not_read_holds_up_nobody,
+        a_terminal_is_shared_and_resized,
+        clients_end_with_the_stdio_process_and_come_back,
+        an_exec_has_a_terminal,
+        execs_end_with_the_connection_that_asked_for_them,
+        a_newer_daemons_call_is_refused,
+    }
     life::{
         a_container_runs_and_its_exit_and_log_are_kept,
         calls_are_refused_where_they_do_not_fit,

@@ -58,6 +58,8 @@ pub struct Container {
     pub removers: Vec<Caller>,
     /// Who waits for a new log file, in the order asked.
     pub reopeners: Vec<Caller>,
+    /// Who waits for a client to be attached, in the order asked.
+    pub attachers: Vec<Caller>,
     /// Its end is recorded and not told yet: its last output is on its way to the log. Told then at the latest.
     pub report: Option<Instant>,
 }

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{SocketFlags, accept_with};
 
-use crate::errchain::Chain;
+use crate::errchain::{Chain, Kind, Remote, links};
 use crate::monitor::say;
 use crate::monitor_api::{self, Body, MAX_MESSAGE, Message, Request};
 use crate::sys::fd;
@@ -129,11 +129,21 @@ impl Clients {
                     let caller = Caller { connection: id, seq: request.seq };
                     asked.push(Asked { caller, request, fds, greeted: connection.greeted });
                 }
-                Err(error) => {
-                    say(format_args!("a connection is closed: {}", Chain(&error)));
-                    self.connections.remove(at);
-                    break;
-                }
+                Err(error) => match monitor_api::unknown_call(&bytes, &error).filter(|_| connection.greeted) {
+                    Some(seq) => {
+                        let why = Remote::from_links(Kind::Unimplemented, links(&error));
+                        self.answer(Caller { connection: id, seq }, Body::Failed(why), Vec::new());
+                        // Its answer may have been one too many.
+                        if self.connections.get(at).is_none_or(|c| c.id != id) {
+                            break;
+                        }
+                    }
+                    None => {
+                        say(format_args!("a connection is closed: {}", Chain(&error)));
+                        self.connections.remove(at);
+                        break;
+                    }
+                },
             }
         }
         asked
@@ -150,6 +160,11 @@ impl Clients {
     /// Whether a caller's connection has greeted and was not replaced.
     pub fn is_client(&self, caller: Caller) -> bool {
         self.connections.iter().any(|c| c.id == caller.connection && c.greeted)
+    }
+
+    /// Whether a caller's connection is there still.
+    pub fn is_connected(&self, caller: Caller) -> bool {
+        self.connections.iter().any(|c| c.id == caller.connection)
     }
 
     /// Closes a connection.

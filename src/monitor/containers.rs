@@ -17,7 +17,7 @@ use crate::monitor::pod::{Pod, Purpose};
 use crate::monitor::requests::take;
 use crate::monitor::runtime::{self, Made, Work};
 use crate::monitor::say;
-use crate::monitor::stdio::link;
+use crate::monitor::stdio::link::{self, Reads};
 use crate::monitor::stop::{Act, Stop};
 use crate::monitor_api::{Body, Call, Created, ExitRecord, Started, exit_record};
 use crate::oci::create::Stdio;
@@ -35,7 +35,7 @@ const START_FAILED: i32 = 128;
 /// The monitor's ends of a container's streams, and the container's.
 struct Streams {
     outputs: Vec<OwnedFd>,
-    input: Option<OwnedFd>,
+    reads: Reads,
     theirs: Stdio,
 }
 
@@ -73,7 +73,7 @@ impl Pod {
         let streams = open_streams(&plan).map_err(|error| {
             Remote::from_links(Kind::ResourceExhausted, vec![format!("cannot open the streams of container {id}"), error.to_string()])
         })?;
-        let log = self.link.open(plan.log.clone(), streams.outputs, streams.input).map_err(|error| link::cannot_start(&error))?;
+        let log = self.link.open(plan.log.clone(), streams.outputs, streams.reads).map_err(|error| link::cannot_start(&error))?;
         let namespaces = &plan.namespaces;
         let joined = [&namespaces.pid, &namespaces.net, &namespaces.ipc, &namespaces.uts];
         let target = joined.into_iter().find_map(|from| if let Namespace::Container(id) = from { Some(id.clone()) } else { None });
@@ -96,6 +96,7 @@ impl Pod {
             removing: false,
             removers: Vec::new(),
             reopeners: Vec::new(),
+            attachers: Vec::new(),
             report: None,
         });
         Ok(())
@@ -396,7 +397,7 @@ impl Pod {
         if let Some((caller, error)) = creating {
             self.clients.answer(caller, Body::Failed(error), Vec::new());
         }
-        for caller in container.reopeners {
+        for caller in container.reopeners.into_iter().chain(container.attachers) {
             let error = Remote::text(Kind::Aborted, format!("container {} was removed", container.id));
             self.clients.answer(caller, Body::Failed(error), Vec::new());
         }
@@ -436,7 +437,8 @@ fn open_streams(plan: &ContainerPlan) -> std::io::Result<Streams> {
     let null = || rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     if plan.process.terminal {
         let theirs = Stdio { stdin: null()?, stdout: null()?, stderr: null()? };
-        return Ok(Streams { outputs: Vec::new(), input: None, theirs });
+        let reads = Reads { stdin: None, clients: plan.stdin, once: plan.stdin_once };
+        return Ok(Streams { outputs: Vec::new(), reads, theirs });
     }
     let (stdin, input) = if plan.stdin {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -446,5 +448,6 @@ fn open_streams(plan: &ContainerPlan) -> std::io::Result<Streams> {
     };
     let (out_read, stdout) = pipe_with(PipeFlags::CLOEXEC)?;
     let (err_read, stderr) = pipe_with(PipeFlags::CLOEXEC)?;
-    Ok(Streams { outputs: vec![out_read, err_read], input, theirs: Stdio { stdin, stdout, stderr } })
+    let reads = Reads { stdin: input, clients: plan.stdin, once: plan.stdin_once };
+    Ok(Streams { outputs: vec![out_read, err_read], reads, theirs: Stdio { stdin, stdout, stderr } })
 }

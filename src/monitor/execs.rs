@@ -1,7 +1,8 @@
 //! Processes that run in containers beside their inits.
 //!
 //! Each is the child of a helper inside the container's PID namespace (see [`crate::oci::exec`]), which tells how it ended
-//! and kills it with all it has started. An exec is answered when its program runs, and its end is an event.
+//! and kills it with all it has started. An exec is answered when its program runs, and its end is an event. It lives no longer
+//! than the connection that asked for it: the daemon's clients are gone with the daemon, and nobody would ever take what it says.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -43,6 +44,9 @@ pub struct Exec {
     pub phase: ExecPhase,
     /// When its time is up; afterwards, when the kill is repeated.
     pub due: Option<Instant>,
+    caller: Caller,
+    /// Its caller's connection is gone, and it is being killed.
+    orphaned: bool,
     timed_out: bool,
     killers: Vec<Caller>,
 }
@@ -96,7 +100,17 @@ impl Pod {
             Ok(Work::Exec { plan, container: container.plan.as_fd(), init: init.pidfd.as_fd(), pid, stdio })
         })?;
         let phase = ExecPhase::Creating(caller);
-        self.execs.push(Exec { serial, id: of.id.clone(), container: container_serial, phase, due, timed_out: false, killers: Vec::new() });
+        self.execs.push(Exec {
+            serial,
+            id: of.id.clone(),
+            container: container_serial,
+            phase,
+            due,
+            caller,
+            orphaned: false,
+            timed_out: false,
+            killers: Vec::new(),
+        });
         Ok(())
     }
 
@@ -160,7 +174,7 @@ impl Pod {
         exec.phase = ExecPhase::Running { helper, helper_pidfd, control };
         self.clients.answer(caller, Body::ExecStarted(ExecStarted { pid: made.pid }), fds.collect());
         let container = exec.container;
-        let over = !exec.killers.is_empty() || exec.timed_out;
+        let over = !exec.killers.is_empty() || exec.orphaned || exec.timed_out;
         let lives = self.containers.iter().any(|c| c.serial == container && c.init().is_some());
         if over || !lives {
             self.hurry_exec(at, Instant::now());
@@ -220,6 +234,16 @@ impl Pod {
         }
     }
 
+    /// Kills the execs that nobody is there for any more.
+    pub fn execs_orphaned(&mut self, now: Instant) {
+        for at in 0..self.execs.len() {
+            if !self.execs[at].orphaned && !self.clients.is_connected(self.execs[at].caller) {
+                self.execs[at].orphaned = true;
+                self.hurry_exec(at, now);
+            }
+        }
+    }
+
     /// Kills the execs whose time is up, and again those that were killed and live.
     pub fn execs_due(&mut self, now: Instant) {
         for at in 0..self.execs.len() {
@@ -227,7 +251,7 @@ impl Pod {
             if exec.due.is_some_and(|due| due <= now) {
                 // Without a killer it is its own deadline that has passed, not that of a repeated kill.
                 let container = exec.container;
-                let killed = !exec.killers.is_empty();
+                let killed = exec.orphaned || !exec.killers.is_empty();
                 let lives = self.containers.iter().any(|c| c.serial == container && matches!(c.phase, Phase::Running(_)));
                 self.execs[at].timed_out |= !killed && lives;
                 self.hurry_exec(at, now);

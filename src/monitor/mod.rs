@@ -7,6 +7,7 @@
 //!
 //! Started by the daemon as `copepod-monitor --pod-dir DIR [--cgroup PATH]`, with the first connection as descriptor 0.
 
+pub mod attach;
 pub mod children;
 pub mod clients;
 pub mod containers;

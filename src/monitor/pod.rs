@@ -186,6 +186,7 @@ impl Pod {
         }
         let now = Instant::now();
         self.containers_due(now);
+        self.execs_orphaned(now);
         self.execs_due(now);
         self.link.start_again(now);
         self.link.flush();
@@ -329,6 +330,7 @@ impl Pod {
                 Answered::Opened(log, result) => self.log_opened(log, result),
                 Answered::Reopened(log, result) => self.log_reopened(log, result),
                 Answered::Drained(log) => self.log_drained(log),
+                Answered::Joined(log, result) => self.client_joined(log, result),
             }
         }
     }

@@ -60,6 +60,7 @@ impl Pod {
             Call::SignalContainer(of) => self.signal_container(caller, of),
             Call::RemoveContainer(of) => self.remove_container(caller, &of.id),
             Call::Exec(of) => self.exec(caller, &call, of, fds),
+            Call::Attach(of) => self.attach(caller, &call, of, fds),
             Call::KillExec(of) => self.kill_exec(caller, &of.id),
             Call::ReopenLog(of) => self.reopen_log(caller, &of.id),
             Call::StopSandbox => {

@@ -168,6 +168,9 @@ pub enum ServiceError {
         /// The limit.
         limit: usize,
     },
+    /// A client was detached from a container.
+    #[error("the client is not attached any more")]
+    Detached(#[source] Remote),
     /// A port of a pod can't be reached.
     #[error("cannot forward to sandbox {sandbox}")]
     Dial {
@@ -227,6 +230,7 @@ impl Kinded for ServiceError {
             ServiceError::Cgroup { source, .. } => source.kind(),
             ServiceError::Seccomp(source) => source.kind(),
             ServiceError::TooMany { .. } => Kind::ResourceExhausted,
+            ServiceError::Detached(source) => source.kind(),
             ServiceError::Dial { source, .. } => source.kind(),
             ServiceError::ExecTimeout { .. } => Kind::DeadlineExceeded,
             ServiceError::NotUndone { source, .. } => source.kind(),

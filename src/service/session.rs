@@ -7,9 +7,12 @@
 mod streams;
 
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::TcpStream;
 use tokio::net::unix::pipe;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -17,9 +20,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub use streams::{Input, Output};
 
 use super::exec::{Command, Running, output_pipe};
-use super::{Service, ServiceError};
-use crate::errchain::Kind;
+use super::{Service, ServiceError, monitors};
+use crate::errchain::{Kind, Remote};
+use crate::monitor_api::{self as api, Call, FromClient, ToClient};
 use crate::net::dial;
+use crate::{sys, wire};
+
+/// Bytes of a pipe between a container's output and an attached client: what it may be behind without holding the output back.
+const ATTACH_PIPE: usize = 256 << 10;
 
 /// A command to run in a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -85,6 +93,7 @@ pub struct Control(Session);
 
 enum Session {
     Exec { running: Running, terminal: Option<Arc<streams::Terminal>> },
+    Attach { socket: AsyncFd<OwnedFd>, end: Option<Option<Remote>>, _permit: OwnedSemaphorePermit },
 }
 
 impl std::fmt::Debug for Control {
@@ -103,17 +112,50 @@ impl Control {
                 }
             }
             Session::Exec { terminal: None, .. } => {}
+            Session::Attach { socket, .. } => {
+                let said = wire::encode(&FromClient::Resize(api::Resize { columns, rows }));
+                if let Err(error) = sys::fd::try_send(socket.get_ref().as_fd(), &said, &[]) {
+                    tracing::debug!(%error, "a container's terminal keeps its size");
+                }
+            }
         }
     }
 
-    /// Waits for the session's end: a command's exit code (128 + n where signal n ended it). Outputs have their end shortly after
-    /// it; what is left in them is read then. Can be asked again.
+    /// Waits for the session's end: a command's exit code (128 + n where signal n ended it); 0 when the container ended that was
+    /// attached to. Outputs have their end shortly after it; what is left in them is read then. Can be asked again, and given up.
     ///
     /// # Errors
-    /// Unavailable: the pod's monitor is gone, and nobody knows the code.
+    /// Unavailable: the pod's monitor, or its stdio process, is gone, and nobody knows the code. ResourceExhausted: the client was
+    /// detached, since it did not keep up with the container's output.
     pub async fn ended(&mut self) -> Result<i32, ServiceError> {
         match &mut self.0 {
             Session::Exec { running, .. } => running.ended().await.map(|exited| exited.code),
+            Session::Attach { socket, end, .. } => {
+                if end.is_none() {
+                    *end = Some(last_word(socket).await);
+                }
+                match end.as_ref().and_then(Option::as_ref) {
+                    None => Ok(0),
+                    Some(error) => Err(ServiceError::Detached(error.clone())),
+                }
+            }
+        }
+    }
+}
+
+/// How an attachment ended; `None`: with the container.
+async fn last_word(socket: &AsyncFd<OwnedFd>) -> Option<Remote> {
+    let lost = || Some(Remote::text(Kind::Unavailable, "the pod's stdio process is gone"));
+    loop {
+        let Ok(mut ready) = socket.readable().await else { return lost() };
+        match ready.try_io(|socket| sys::fd::receive(socket.as_fd(), api::MAX_MESSAGE)) {
+            Ok(Ok(Some((bytes, _)))) => match wire::decode(&bytes) {
+                Ok(ToClient::Ended(end)) => return end.error,
+                // A newer monitor's word, of which this daemon knows nothing.
+                Ok(ToClient::None) | Err(_) => {}
+            },
+            Ok(Ok(None) | Err(_)) => return lost(),
+            Err(_would_block) => {}
         }
     }
 }
@@ -165,7 +207,7 @@ impl Service {
             return Ok(Streams { stdin: stdin.map(Input::pipe), stdout, stderr, control: Control(Session::Exec { running, terminal: None }) });
         }
         let failed = |source| ServiceError::Host { what: "use", path: "the command's terminal".into(), source };
-        let master = master.ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
+        let master = master.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
         let terminal = streams::Terminal::new(master).map_err(failed)?;
         Ok(Streams {
             stdin: ask.stdin.then(|| Input::terminal(terminal.clone())),
@@ -194,9 +236,34 @@ impl Service {
     /// Those of [`Service::admit_attach`]; ResourceExhausted: too many clients are attached.
     pub async fn attach_session(self: &Arc<Self>, ask: &AttachAsk) -> Result<Streams, ServiceError> {
         self.admit_attach(ask)?;
-        let (container, record, _) = self.running_container(&ask.container)?;
-        let _permit = take(&container.sessions.attaches, "attach", record.id.as_str(), self.config.runtime.max_attach_sessions)?;
-        Err(ServiceError::Field { field: "container", value: record.id.to_string(), reason: "can't be attached to yet", kind: Kind::Unimplemented })
+        let (container, record, monitor) = self.running_container(&ask.container)?;
+        let permit = take(&container.sessions.attaches, "attach", record.id.as_str(), self.config.runtime.max_attach_sessions)?;
+        let failed = |source| ServiceError::Host { what: "make", path: "a socket pair".into(), source };
+        let (ours, theirs) = sys::fd::seqpacket_pair().map_err(failed)?;
+        sys::fd::set_nonblocking(&ours).map_err(failed)?;
+        let socket = sys::reactor::register(ours, Interest::READABLE | Interest::WRITABLE).map_err(failed)?;
+        let mut fds = vec![theirs];
+        let stdin = ask.stdin.then(input_pipe).transpose()?.map(|(ours, theirs)| {
+            fds.push(theirs);
+            Input::pipe(ours)
+        });
+        let mut output = |wanted: bool| -> Result<Option<Output>, ServiceError> {
+            if !wanted {
+                return Ok(None);
+            }
+            let (ours, theirs) = output_pipe()?;
+            // A system that allows no more than the default is content with that.
+            let _ = rustix::pipe::fcntl_setpipe_size(&theirs, ATTACH_PIPE);
+            fds.push(theirs);
+            Ok(Some(Output::of_container(ours)))
+        };
+        let (stdout, stderr) = (output(ask.stdout)?, output(ask.stderr)?);
+        let call = Call::Attach(api::Attach { container: record.id.to_string(), stdin: ask.stdin, stdout: ask.stdout, stderr: ask.stderr });
+        match monitor.call(call, fds).await.map_err(ServiceError::monitor("cannot attach to the container"))? {
+            (api::Body::Done, _) => {}
+            _ => return Err(ServiceError::monitor("cannot attach to the container")(monitors::MonitorError::Unexpected { call: "Attach" })),
+        }
+        Ok(Streams { stdin, stdout, stderr, control: Control(Session::Attach { socket, end: None, _permit: permit }) })
     }
 
     /// Connects to a port on `localhost` in a pod: 127.0.0.1, then ::1. A pod on the host's network has the host's ports.

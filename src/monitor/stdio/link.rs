@@ -10,7 +10,7 @@ use rustix::process::Pid;
 use crate::errchain::{Kind, Remote};
 use crate::monitor::log::file::Losses;
 use crate::monitor::say;
-use crate::monitor::stdio::orders::{Answer, Key, Message, Open, Order};
+use crate::monitor::stdio::orders::{Answer, Join, Key, Message, Open, Order};
 use crate::monitor::stdio::process::run;
 use crate::monitor_api::MAX_MESSAGE;
 use crate::plan::LogPlan;
@@ -30,6 +30,19 @@ pub enum Answered {
     Reopened(u32, Result<(), Remote>),
     /// What the streams held is written.
     Drained(u32),
+    /// A client is attached, or why not.
+    Joined(u32, Result<(), Remote>),
+}
+
+/// What a container reads.
+#[derive(Debug, Default)]
+pub struct Reads {
+    /// The write end of its stdin; none where a terminal is that, or where it reads nothing.
+    pub stdin: Option<OwnedFd>,
+    /// Attached clients can say something.
+    pub clients: bool,
+    /// Until the first of them goes.
+    pub once: bool,
 }
 
 /// The stdio process as the monitor has it.
@@ -39,12 +52,20 @@ pub struct Link {
     losses: Option<Losses>,
     held: Vec<Held>,
     /// Orders in the order in which they were given; the first `sent` of them have been sent and not answered.
-    orders: VecDeque<(u32, Order)>,
+    orders: VecDeque<Given>,
     sent: usize,
     next_seq: u32,
     next_key: u32,
     restart_at: Option<Instant>,
     released: bool,
+}
+
+/// An order, with the descriptors of a client that comes with it: the others are those that are held.
+#[derive(Debug)]
+struct Given {
+    seq: u32,
+    order: Order,
+    fds: Vec<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -61,7 +82,9 @@ struct Held {
     key: u32,
     log: LogPlan,
     streams: Vec<OwnedFd>,
-    stdin: Option<OwnedFd>,
+    reads: Reads,
+    /// The client has come with which `reads.once` ends what it reads.
+    used: bool,
     /// A stdio process has answered that it has it.
     open: bool,
 }
@@ -69,13 +92,13 @@ struct Held {
 impl Link {
     /// Opens a log for streams: stdout and stderr, or none where a terminal will be attached. Its number; answered by
     /// [`Answered::Opened`]. Starts the process where there is none yet.
-    pub fn open(&mut self, log: LogPlan, streams: Vec<OwnedFd>, stdin: Option<OwnedFd>) -> io::Result<u32> {
+    pub fn open(&mut self, log: LogPlan, streams: Vec<OwnedFd>, reads: Reads) -> io::Result<u32> {
         if self.child.is_none() && self.restart_at.is_none() {
             self.start()?;
         }
         self.next_key += 1;
         let key = self.next_key;
-        self.held.push(Held { key, log, streams, stdin, open: false });
+        self.held.push(Held { key, log, streams, reads, used: false, open: false });
         self.give(Order::Open(Open { key, ..Open::default() }));
         Ok(key)
     }
@@ -86,6 +109,13 @@ impl Link {
             held.streams.push(terminal);
             self.give(Order::Attach(Key { key }));
         }
+    }
+
+    /// Attaches a client, with its control socket and its ends of the streams; answered by [`Answered::Joined`].
+    pub fn join(&mut self, join: Join, fds: Vec<OwnedFd>) {
+        self.next_seq += 1;
+        self.orders.push_back(Given { seq: self.next_seq, order: Order::Join(join), fds });
+        self.flush();
     }
 
     /// Opens a log's file anew; answered by [`Answered::Reopened`].
@@ -146,14 +176,18 @@ impl Link {
         // Everything it had is given to the next one; what it was asked and had not answered is asked again.
         let asked = std::mem::take(&mut self.orders);
         self.sent = 0;
+        // Its clients have ended with it. The first of them may be the one with which a container's stdin does.
+        for held in self.held.iter_mut().filter(|held| held.used) {
+            held.reads = Reads::default();
+        }
         for key in self.held.iter().filter(|held| held.open).map(|held| held.key).collect::<Vec<_>>() {
             self.give(Order::Open(Open { key, again: true, ..Open::default() }));
         }
-        for (seq, order) in asked {
-            match &order {
+        for given in asked {
+            match &given.order {
                 Order::Open(open) if open.again => {}
-                Order::Open(open) if self.held.iter().any(|held| held.key == open.key) => self.orders.push_back((seq, order)),
-                Order::Reopen(_) | Order::Drain(_) => self.orders.push_back((seq, order)),
+                Order::Open(open) if self.held.iter().any(|held| held.key == open.key) => self.orders.push_back(given),
+                Order::Reopen(_) | Order::Drain(_) | Order::Join(_) => self.orders.push_back(given),
                 // Attached streams are among those it opens with; a log that was closed is not opened at all.
                 Order::None | Order::Open(_) | Order::Attach(_) | Order::Close(_) => {}
             }
@@ -187,7 +221,7 @@ impl Link {
     /// Sends what can be sent without waiting.
     pub fn flush(&mut self) {
         let Some(child) = &self.child else { return };
-        while let Some((seq, order)) = self.orders.get(self.sent) {
+        while let Some(Given { seq, order, fds: own }) = self.orders.get(self.sent) {
             let mut order = order.clone();
             let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
             match &mut order {
@@ -197,13 +231,14 @@ impl Link {
                         continue;
                     };
                     open.log = held.log.clone();
-                    open.stdin = held.stdin.is_some();
-                    fds.extend(held.streams.iter().chain(&held.stdin).map(AsFd::as_fd));
+                    (open.stdin, open.reads, open.once) = (held.reads.stdin.is_some(), held.reads.clients, held.reads.once);
+                    fds.extend(held.streams.iter().chain(&held.reads.stdin).map(AsFd::as_fd));
                 }
                 Order::Attach(which) => {
                     let terminal = self.held.iter().find(|held| held.key == which.key).and_then(|held| held.streams.last());
                     fds.extend(terminal.map(AsFd::as_fd));
                 }
+                Order::Join(_) => fds.extend(own.iter().map(AsFd::as_fd)),
                 Order::None | Order::Reopen(_) | Order::Drain(_) | Order::Close(_) => {}
             }
             match fd::try_send(child.socket.as_fd(), &wire::encode(&Message { seq: *seq, order }), &fds) {
@@ -219,9 +254,12 @@ impl Link {
         loop {
             let child = self.child.as_ref()?;
             let (bytes, _) = fd::receive(child.socket.as_fd(), MAX_MESSAGE).ok().flatten()?;
-            let Ok(Answer { seq, error }) = wire::decode(&bytes) else { continue };
-            let Some(at) = self.orders.iter().take(self.sent).position(|(asked, _)| *asked == seq) else { continue };
-            let Some((_, order)) = self.orders.remove(at) else { continue };
+            let Ok(Answer { seq, error, stdin_closed }) = wire::decode(&bytes) else { continue };
+            for held in self.held.iter_mut().filter(|held| held.key == stdin_closed) {
+                held.reads = Reads::default();
+            }
+            let Some(at) = self.orders.iter().take(self.sent).position(|given| given.seq == seq) else { continue };
+            let Some(Given { order, .. }) = self.orders.remove(at) else { continue };
             self.sent -= 1;
             let result = error.map_or(Ok(()), Err);
             match order {
@@ -235,6 +273,12 @@ impl Link {
                 }
                 Order::Reopen(which) => return Some(Answered::Reopened(which.key, result)),
                 Order::Drain(which) => return Some(Answered::Drained(which.key)),
+                Order::Join(join) => {
+                    for held in self.held.iter_mut().filter(|held| held.key == join.key && join.stdin && result.is_ok()) {
+                        held.used |= held.reads.once;
+                    }
+                    return Some(Answered::Joined(join.key, result));
+                }
                 Order::None | Order::Attach(_) | Order::Close(_) => {}
             }
         }
@@ -242,7 +286,7 @@ impl Link {
 
     fn give(&mut self, order: Order) {
         self.next_seq += 1;
-        self.orders.push_back((self.next_seq, order));
+        self.orders.push_back(Given { seq: self.next_seq, order, fds: Vec::new() });
         self.flush();
     }
 

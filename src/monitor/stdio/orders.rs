@@ -19,6 +19,8 @@ wire_struct! {
         1 seq: u32,
         /// Why it failed.
         2 error: Option<Remote>,
+        /// No answer: what the container of this log reads is closed for good.
+        3 stdin_closed: u32,
     }
 
     /// A log and the streams that go to it.
@@ -31,6 +33,22 @@ wire_struct! {
         3 stdin: bool,
         /// A stdio process before this one had it: it can't fail, the file is opened as soon as it can be.
         4 again: bool,
+        /// The container reads what attached clients say.
+        5 reads: bool,
+        /// Until the first of them goes.
+        6 once: bool,
+    }
+
+    /// A client that attaches.
+    pub struct Join {
+        /// The number of the container's log.
+        1 key: u32,
+        /// It says something.
+        2 stdin: bool,
+        /// It takes stdout, or what a terminal shows.
+        3 stdout: bool,
+        /// It takes stderr.
+        4 stderr: bool,
     }
 
     /// A log by its number.
@@ -51,9 +69,12 @@ wire_enum! {
         2 Attach(Key),
         /// Opens the log's file anew; answered when it exists.
         3 Reopen(Key),
-        /// Writes what the streams hold now; answered when it is in the file.
+        /// The container has ended: writes what the streams hold now, and lets attached clients go with the last of it; answered
+        /// when it is in the file.
         4 Drain(Key),
         /// The same, and forgets the log.
         5 Close(Key),
+        /// Attaches a client. Descriptors: its control socket, then its ends of the streams that it has.
+        6 Join(Join),
     }
 }

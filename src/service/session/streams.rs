@@ -154,6 +154,11 @@ impl Output {
         Self { from: From::Terminal(from), exit: Some(Exit::new(end)) }
     }
 
+    /// Of a container, which has no other end than that of its pipe.
+    pub(super) fn of_container(from: pipe::Receiver) -> Self {
+        Self { from: From::Pipe(from), exit: None }
+    }
+
     fn poll_source(&mut self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut self.from {
             From::Pipe(pipe) => Pin::new(pipe).poll_read(cx, buffer),
