@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -11,10 +12,12 @@ use tokio_stream::wrappers::UnixListenerStream;
 use crate::api::image_service_server::ImageServiceServer;
 use crate::api::runtime_service_server::RuntimeServiceServer;
 use crate::config::Config;
+use crate::cri::streaming::Opener;
 use crate::cri::{Cri, MAX_MESSAGE};
 use crate::image::{self, ImageError, Images};
 use crate::net::cni::{self, NetError, Networks};
 use crate::service::{Service, ServiceError};
+use crate::stream::{self, StreamError, TlsConfig, TlsVersion};
 
 /// Why the daemon ended.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +34,9 @@ pub enum DaemonError {
     /// Pods can't be taken back.
     #[error("cannot take over the state of the node")]
     Service(#[source] ServiceError),
+    /// The streaming server can't be started.
+    #[error("cannot serve exec, attach and port-forward")]
+    Streaming(#[source] StreamError),
     /// The socket can't be served.
     #[error("cannot serve {path}")]
     Listen {
@@ -54,8 +60,11 @@ async fn serve(config: Config) -> Result<(), DaemonError> {
     let images = Images::open(image_config(&config)).map_err(DaemonError::Images)?;
     let networks = Networks::new(network_config(&config)).map_err(DaemonError::Networks)?;
     tokio::spawn(networks.clone().watch());
+    let streaming = stream_config(&config);
     let service = Service::start(config, images, networks).await.map_err(DaemonError::Service)?;
-    let cri = Cri::new(service);
+    let streaming = stream::Server::start(streaming, Arc::new(Opener(service.clone()))).await.map_err(DaemonError::Streaming)?;
+    let streaming = Arc::new(streaming);
+    let cri = Cri::new(service, streaming.clone());
     let listener = bind(&listen).map_err(|source| DaemonError::Listen { path: listen.clone(), source })?;
     tracing::info!(socket = %listen.display(), version = env!("CARGO_PKG_VERSION"), "serving");
     let limit = MAX_MESSAGE;
@@ -64,6 +73,7 @@ async fn serve(config: Config) -> Result<(), DaemonError> {
         .add_service(ImageServiceServer::new(cri).max_decoding_message_size(limit).max_encoding_message_size(limit))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended())
         .await;
+    streaming.stop().await;
     // Only now: a client that finds no socket knows that nobody serves it.
     let _ = std::fs::remove_file(&listen);
     served.map_err(DaemonError::Serve)
@@ -120,5 +130,23 @@ fn network_config(config: &Config) -> cni::Config {
         del_timeout: config.network.del_timeout.0,
         owner: config.state.to_string_lossy().into_owned(),
         ..cni::Config::default()
+    }
+}
+
+fn stream_config(config: &Config) -> stream::Config {
+    let streaming = &config.streaming;
+    let file = |path: &Path| (!path.as_os_str().is_empty()).then(|| path.to_path_buf());
+    let tls = file(&streaming.tls_cert_file).map(|certificate| TlsConfig {
+        certificate,
+        key: streaming.tls_key_file.clone(),
+        client_authorities: file(&streaming.tls_client_ca_file),
+        min_version: if streaming.tls_min_version == "1.3" { TlsVersion::V1_3 } else { TlsVersion::V1_2 },
+    });
+    stream::Config {
+        address: streaming.address,
+        port: streaming.port,
+        tls,
+        idle_timeout: streaming.idle_timeout.0,
+        max_connections: streaming.max_connections,
     }
 }

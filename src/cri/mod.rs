@@ -3,6 +3,7 @@
 pub mod from_proto;
 mod image;
 mod runtime;
+pub mod streaming;
 pub mod to_proto;
 
 use std::future::Future;
@@ -12,6 +13,7 @@ use tonic::{Code, Status};
 
 use crate::errchain::{Chain, Kind, Kinded, Remote};
 use crate::service::{Service, ServiceError};
+use crate::stream::Server;
 
 /// Bytes of one message, both ways: kubelet's own limit.
 pub const MAX_MESSAGE: usize = 16 << 20;
@@ -22,12 +24,13 @@ const MAX_ERROR: usize = 4096;
 #[derive(Clone)]
 pub struct Cri {
     service: Arc<Service>,
+    streaming: Arc<Server>,
 }
 
 impl Cri {
-    /// Over a service.
-    pub fn new(service: Arc<Service>) -> Self {
-        Self { service }
+    /// Over a service, with the server that clients of Exec, Attach and PortForward are sent to.
+    pub fn new(service: Arc<Service>, streaming: Arc<Server>) -> Self {
+        Self { service, streaming }
     }
 }
 

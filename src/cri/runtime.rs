@@ -12,6 +12,7 @@ use super::{Cri, Reply, from_proto, later, rpc, status, to_proto};
 use crate::api::{self, runtime_service_server::RuntimeService};
 use crate::service::ServiceError;
 use crate::store::record::{ContainerRecord, SandboxRecord};
+use crate::stream::{AttachAsk, ExecAsk, PortForwardAsk};
 
 type Streaming<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -152,12 +153,6 @@ impl RuntimeService for Cri {
 
     async fn exec_sync(&self, req: Request<api::ExecSyncRequest>) -> Reply<api::ExecSyncResponse> {
         let req = req.into_inner();
-        if req.cmd.is_empty() || req.cmd[0].is_empty() {
-            return Err(Status::invalid_argument("field cmd is empty"));
-        }
-        if let Some(part) = req.cmd.iter().find(|part| part.contains('\0')) {
-            return Err(Status::invalid_argument(format!("field cmd: {part:?} has a NUL byte")));
-        }
         let timeout = Duration::from_secs(u64::try_from(req.timeout).unwrap_or(0));
         let service = self.service.clone();
         // Dropped with this future when the client goes: the command is killed then.
@@ -166,16 +161,28 @@ impl RuntimeService for Cri {
         Ok(Response::new(api::ExecSyncResponse { stdout: output.stdout, stderr: output.stderr, exit_code: output.code }))
     }
 
-    async fn exec(&self, _: Request<api::ExecRequest>) -> Reply<api::ExecResponse> {
-        Err(later("Exec"))
+    async fn exec(&self, req: Request<api::ExecRequest>) -> Reply<api::ExecResponse> {
+        let api::ExecRequest { container_id: container, cmd: command, tty, stdin, stdout, stderr } = req.into_inner();
+        let mut ask = ExecAsk { container, command, stdin, stdout, stderr, tty };
+        ask.container = self.service.admit_exec(&ask).map_err(Self::refuse("Exec"))?;
+        let url = self.streaming.exec_url(ask).map_err(|error| status("Exec", &error.into()))?;
+        Ok(Response::new(api::ExecResponse { url }))
     }
 
-    async fn attach(&self, _: Request<api::AttachRequest>) -> Reply<api::AttachResponse> {
-        Err(later("Attach"))
+    async fn attach(&self, req: Request<api::AttachRequest>) -> Reply<api::AttachResponse> {
+        let api::AttachRequest { container_id: container, stdin, tty, stdout, stderr } = req.into_inner();
+        let mut ask = AttachAsk { container, stdin, stdout, stderr, tty };
+        ask.container = self.service.admit_attach(&ask).map_err(Self::refuse("Attach"))?;
+        let url = self.streaming.attach_url(ask).map_err(|error| status("Attach", &error.into()))?;
+        Ok(Response::new(api::AttachResponse { url }))
     }
 
-    async fn port_forward(&self, _: Request<api::PortForwardRequest>) -> Reply<api::PortForwardResponse> {
-        Err(later("PortForward"))
+    async fn port_forward(&self, req: Request<api::PortForwardRequest>) -> Reply<api::PortForwardResponse> {
+        let req = req.into_inner();
+        let ports = from_proto::ports(&req.port).map_err(|error| status("PortForward", &error))?;
+        let sandbox = self.service.admit_port_forward(&req.pod_sandbox_id).map_err(Self::refuse("PortForward"))?;
+        let url = self.streaming.port_forward_url(PortForwardAsk { sandbox, ports }).map_err(|error| status("PortForward", &error.into()))?;
+        Ok(Response::new(api::PortForwardResponse { url }))
     }
 
     async fn container_stats(&self, req: Request<api::ContainerStatsRequest>) -> Reply<api::ContainerStatsResponse> {

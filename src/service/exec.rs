@@ -167,6 +167,7 @@ impl Service {
         timeout: Duration,
         cancelled: oneshot::Receiver<()>,
     ) -> Result<ExecOutput, ServiceError> {
+        super::session::check_command(&command)?;
         let (_, record, monitor) = self.running_container(id)?;
         let mut process = self.plan_of(&record.id)?.process;
         process.args = command.iter().map(OsString::from).collect();

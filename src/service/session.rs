@@ -9,6 +9,7 @@ mod streams;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::io::Interest;
@@ -161,22 +162,22 @@ async fn last_word(socket: &AsyncFd<OwnedFd>) -> Option<Remote> {
 }
 
 impl Service {
-    /// Whether a command may be run now, so that a request is refused before a client is sent anywhere.
+    /// Whether a command may be run now, so that a request is refused before a client is sent anywhere; the container's whole id.
     ///
     /// # Errors
     /// InvalidArgument: the request itself. NotFound, FailedPrecondition: the container is not there, or does not run.
-    pub fn admit_exec(&self, ask: &ExecAsk) -> Result<(), ServiceError> {
+    pub fn admit_exec(&self, ask: &ExecAsk) -> Result<String, ServiceError> {
         check_command(&ask.command)?;
         check_streams(ask.stdin, ask.stdout, ask.stderr, ask.tty)?;
         if ask.tty && !ask.stdout {
             return Err(field("stdout", "false", "is not possible with tty: a terminal whose output nobody reads stops"));
         }
-        self.running_container(&ask.container).map(drop)
+        self.running_container(&ask.container).map(|(_, record, _)| record.id.to_string())
     }
 
-    /// Whether a connection to a pod may be made now.
-    pub fn admit_port_forward(&self, sandbox: &str) -> Result<(), ServiceError> {
-        self.ready_netns(sandbox).map(drop)
+    /// Whether a connection to a pod may be made now; the sandbox's whole id.
+    pub fn admit_port_forward(&self, sandbox: &str) -> Result<String, ServiceError> {
+        self.ready_netns(sandbox).map(|(id, _)| id)
     }
 
     /// Starts a command for a client. It runs when this returns, without a time limit; given up before that, it is killed too.
@@ -217,17 +218,17 @@ impl Service {
         })
     }
 
-    /// Whether a client may attach now.
+    /// Whether a client may attach now; the container's whole id.
     ///
     /// # Errors
     /// InvalidArgument: the request itself. NotFound, FailedPrecondition: the container is not there, or does not run.
-    pub fn admit_attach(&self, ask: &AttachAsk) -> Result<(), ServiceError> {
+    pub fn admit_attach(&self, ask: &AttachAsk) -> Result<String, ServiceError> {
         check_streams(ask.stdin, ask.stdout, ask.stderr, ask.tty)?;
         let (_, record, _) = self.running_container(&ask.container)?;
         if ask.tty && !record.spec.tty {
             return Err(field("tty", "true", "is not what the container has: it was made without a terminal"));
         }
-        Ok(())
+        Ok(record.id.to_string())
     }
 
     /// Attaches a client to a container. It gets the output from now on, and says what the container reads.
@@ -274,13 +275,14 @@ impl Service {
         if port == 0 {
             return Err(field("port", "0", "is no port"));
         }
-        let netns = self.ready_netns(sandbox)?;
+        let (_, netns) = self.ready_netns(sandbox)?;
         dial::localhost(netns, port).await.map_err(|source| ServiceError::Dial { sandbox: sandbox.into(), source })
     }
 
-    fn ready_netns(&self, sandbox: &str) -> Result<Option<std::path::PathBuf>, ServiceError> {
+    /// A sandbox's whole id, and its network namespace if it has one of its own.
+    fn ready_netns(&self, sandbox: &str) -> Result<(String, Option<PathBuf>), ServiceError> {
         let record = self.find_sandbox(sandbox)?.record();
-        if record.ready() { Ok(record.netns.clone()) } else { Err(ServiceError::NotReady { id: record.id.to_string() }) }
+        if record.ready() { Ok((record.id.to_string(), record.netns.clone())) } else { Err(ServiceError::NotReady { id: record.id.to_string() }) }
     }
 }
 

@@ -7,41 +7,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::errchain::Remote;
+pub use crate::service::session::{AttachAsk, ExecAsk};
 
 /// A boxed future.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// A command to run in a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExecAsk {
-    /// The container's whole id.
-    pub container: String,
-    /// The command with its arguments.
-    pub command: Vec<String>,
-    /// The client sends stdin.
-    pub stdin: bool,
-    /// The client reads stdout.
-    pub stdout: bool,
-    /// The client reads stderr; never with a terminal.
-    pub stderr: bool,
-    /// The command gets a terminal.
-    pub tty: bool,
-}
-
-/// A running container to attach to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AttachAsk {
-    /// The container's whole id.
-    pub container: String,
-    /// The client sends stdin.
-    pub stdin: bool,
-    /// The client reads stdout.
-    pub stdout: bool,
-    /// The client reads stderr; never with a terminal.
-    pub stderr: bool,
-    /// The container has a terminal.
-    pub tty: bool,
-}
 
 /// A pod whose ports are to be forwarded.
 #[derive(Debug, Clone, PartialEq, Eq)]

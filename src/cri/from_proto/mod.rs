@@ -34,6 +34,12 @@ fn later(field: &str, value: &str) -> Remote {
     Remote::text(Kind::Unimplemented, format!("field {field}: {value:?} is not supported yet"))
 }
 
+/// The ports of a PortForwardRequest; none: the client names them later.
+pub fn ports(ports: &[i32]) -> Result<Vec<u16>, Remote> {
+    let port = |port: &i32| u16::try_from(*port).ok().filter(|port| *port != 0);
+    ports.iter().map(|number| port(number).ok_or_else(|| bad("port", &number.to_string(), "is no port: 1 to 65535"))).collect()
+}
+
 /// A name that becomes part of keys and, with kubelet, of paths.
 fn name(field: &str, value: &str) -> Result<String, Remote> {
     if value.is_empty() {
