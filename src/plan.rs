@@ -53,6 +53,11 @@ wire_enum! {
         6 Cgroup,
         /// The pod's shared /dev/shm, held in the monitor's staging mount namespace.
         7 PodShm,
+        /// An image, read-only.
+        8 Image(ImageMount),
+        /// A directory on the host that is the container's own: empty, and filled with what the image has at the target
+        /// (a volume that the image defines).
+        9 Volume(PathBuf),
     }
 
     /// What the container's root is made of.
@@ -133,9 +138,9 @@ wire_struct! {
     pub struct Overlay {
         /// Directory that holds the layers.
         1 layers_dir: PathBuf,
-        /// Names of the layers in `layers_dir`, topmost first.
+        /// Names of the layers in `layers_dir`, topmost first. An absolute path is one elsewhere.
         2 lower: Vec<String>,
-        /// The writable layer, empty at first.
+        /// The writable layer, empty at first. No path: there is none, and the overlay is read-only.
         3 upper: PathBuf,
         /// Overlay's work directory, on the same filesystem as `upper`.
         4 work: PathBuf,
@@ -171,6 +176,18 @@ wire_struct! {
         3 propagation: Propagation,
         /// With `readonly`: the mounts below become read-only too.
         4 readonly_recursive: bool,
+        /// A source that is missing is made, a directory of mode 0755, as both CRI-O and containerd do.
+        5 make_source: bool,
+        /// An SELinux label that the source and everything below it gets; empty: none.
+        6 relabel: String,
+    }
+
+    /// An image as a mount.
+    pub struct ImageMount {
+        /// Its layers, at least two, under nothing writable.
+        1 layers: Overlay,
+        /// What of the image is mounted, relative to its root and resolved within it; empty: all of it.
+        2 sub_path: PathBuf,
     }
 
     /// Where each namespace comes from.

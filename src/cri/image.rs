@@ -56,8 +56,8 @@ impl ImageService for Cri {
 
     async fn remove_image(&self, req: Request<api::RemoveImageRequest>) -> Reply<api::RemoveImageResponse> {
         let reference = from_proto::image(req.into_inner().image).map_err(|error| status("RemoveImage", &error))?;
-        let images = self.service.images.clone();
-        rpc("RemoveImage", async move { images.remove(&reference).await }).await?;
+        let service = self.service.clone();
+        rpc("RemoveImage", async move { service.remove_image(&reference).await }).await?;
         Ok(Response::new(api::RemoveImageResponse {}))
     }
 

@@ -123,7 +123,7 @@ pub fn container_status(record: &ContainerRecord, pod: Option<&SandboxRecord>) -
         message: exit.map(|exit| exit.message.clone()).unwrap_or_default(),
         labels: map(&record.spec.labels),
         annotations: map(&record.spec.annotations),
-        mounts: record.spec.mounts.iter().map(mount).collect(),
+        mounts: mounts(record),
         log_path: pod.and_then(|pod| record.log_path(&pod.spec)).map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
         resources: Some(api::ContainerResources { linux: Some(resources(&record.spec)), windows: None }),
         user: Some(api::ContainerUser { linux: Some(user) }),
@@ -139,8 +139,24 @@ fn signal(number: u32) -> api::Signal {
     (1..=65).filter_map(|n| api::Signal::try_from(n).ok()).find(known).unwrap_or(api::Signal::RuntimeDefault)
 }
 
-fn mount(mount: &crate::model::container::Mount) -> api::Mount {
+fn mounts(record: &ContainerRecord) -> Vec<api::Mount> {
+    let mut images = record.image_volumes.iter();
+    let ids = record.spec.mounts.iter().map(|mount| mount.image.as_ref().and_then(|_| images.next()).map(|image| image.id.as_str()));
+    record.spec.mounts.iter().zip(ids).map(|(asked, id)| mount(asked, id.unwrap_or_default())).collect()
+}
+
+/// A mount as it was asked for; with an image the id of the one that is mounted (KEP-5365).
+fn mount(mount: &crate::model::container::Mount, image_id: &str) -> api::Mount {
+    let image = mount.image.as_ref().map(|image| api::ImageSpec {
+        image: image.image.clone(),
+        annotations: map(&image.annotations),
+        user_specified_image: image.user_specified_image.clone(),
+        runtime_handler: image.runtime_handler.clone(),
+        image_ref: image_id.into(),
+    });
     api::Mount {
+        image_sub_path: mount.image.as_ref().map(|image| image.sub_path.to_string_lossy().into_owned()).unwrap_or_default(),
+        image,
         container_path: mount.container_path.to_string_lossy().into_owned(),
         host_path: mount.host_path.to_string_lossy().into_owned(),
         readonly: mount.readonly,

@@ -19,20 +19,38 @@ pub enum Propagation {
     Bidirectional,
 }
 
-/// A bind mount.
+/// An image that is mounted in place of a path on the host (KEP-4639).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct ImageVolume {
+    /// The image reference, which kubelet has resolved.
+    pub image: String,
+    /// Returned as they are.
+    pub annotations: BTreeMap<String, String>,
+    /// The image reference as the user wrote it.
+    pub user_specified_image: String,
+    /// Returned as it is.
+    pub runtime_handler: String,
+    /// What of the image is mounted, relative to its root; empty: all of it.
+    pub sub_path: PathBuf,
+}
+
+/// A mount of a path of the host or of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Mount {
     /// Absolute path in the container.
     pub container_path: PathBuf,
-    /// Absolute path on the host.
+    /// Absolute path on the host; empty with an image.
     pub host_path: PathBuf,
+    /// An image in place of a path.
+    #[serde(default)]
+    pub image: Option<ImageVolume>,
     /// Read-only.
     pub readonly: bool,
     /// Read-only with what is mounted below.
     pub recursive_read_only: bool,
     /// Propagation.
     pub propagation: Propagation,
-    /// Asked for; without SELinux there is nothing to do.
+    /// What is mounted gets the container's SELinux label; without SELinux there is nothing to do.
     pub selinux_relabel: bool,
 }
 

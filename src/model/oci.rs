@@ -96,6 +96,11 @@ fn mount(mount: &Mount) -> Value {
         MountKind::Devpts => ("devpts", "devpts".into(), Vec::new()),
         MountKind::Cgroup => ("cgroup", "cgroup".into(), Vec::new()),
         MountKind::PodShm => ("bind", "shm".into(), vec!["rbind".into()]),
+        MountKind::Image(image) => {
+            let layers = image.layers.lower.iter().map(|name| image.layers.layers_dir.join(name).to_string_lossy().into_owned());
+            ("overlay", "overlay".into(), vec![format!("lowerdir={}", layers.collect::<Vec<_>>().join(":"))])
+        }
+        MountKind::Volume(source) => ("bind", source.to_string_lossy().into_owned(), vec!["bind".into()]),
     };
     let flags = [(mount.nosuid, "nosuid"), (mount.nodev, "nodev"), (mount.noexec, "noexec"), (mount.noatime, "noatime")];
     options.extend(flags.into_iter().filter(|(set, _)| *set).map(|(_, name)| name.to_string()));
@@ -162,7 +167,7 @@ mod tests {
     fn a_plan_is_shown_in_the_specifications_words() {
         let bind = |target: &str, readonly, readonly_recursive, propagation| Mount {
             target: target.into(),
-            kind: MountKind::Bind(Bind { source: "/h".into(), recursive: true, propagation, readonly_recursive }),
+            kind: MountKind::Bind(Bind { source: "/h".into(), recursive: true, propagation, readonly_recursive, ..Bind::default() }),
             readonly,
             ..Mount::default()
         };

@@ -163,12 +163,16 @@ fn set_up(init: Init<'_>) -> Result<Option<SetUp<'_>>, InitError> {
         .map_err(|error| InitError::Root(error.into()))?;
     let root = Root(root_fd.as_fd());
     let mut attached = Attached::default();
+    for prepared in &mounts {
+        mounts::fill(prepared, root).map_err(|source| InitError::Mount { target: prepared.target().into(), source })?;
+    }
     for prepared in mounts {
         let target = prepared.target().to_path_buf();
         mounts::attach(prepared, root, &mut attached).map_err(|source| InitError::Mount { target, source })?;
     }
     let terminal = if plan.process.terminal {
-        let devpts = attached.devpts.as_ref().ok_or(InitError::Terminal(TerminalError::NoDevpts))?;
+        // A bind of the host's /dev brings a devpts along.
+        let devpts = attached.devpts.take().map_or_else(|| terminal::devpts(root), Ok).map_err(InitError::Terminal)?;
         let terminal = terminal::open(devpts.as_fd(), plan.process.terminal_size).map_err(InitError::Terminal)?;
         terminal::bind_console(terminal.peer.as_fd(), root).map_err(InitError::Terminal)?;
         Some(terminal)

@@ -21,13 +21,16 @@ mod devices;
 mod helper;
 mod hide;
 mod host;
+mod image_volume;
 mod init;
 mod mounts;
 mod paths;
 mod process;
+mod relabel;
 mod root;
 mod terminal;
 mod user;
+mod volume;
 
 pub use crate::cgroup::Hierarchy;
 pub use error::OciError;

@@ -6,15 +6,20 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 
 use super::cgroup_view::{self, CgroupView};
 use super::devices::{self, DeviceError};
 use super::host::Host;
+use super::image_volume::{self, ImageVolumeError};
 use super::paths::{Leaf, Links, PathError, Root};
+use super::relabel::{self, RelabelError};
+use super::volume::{self, VolumeError};
 use crate::cgroup::{Cgroup, Hierarchy};
 use crate::errchain::{Kind, Kinded};
 use crate::plan::{Bind, ContainerPlan, Mount, MountKind, Namespace, Propagation};
@@ -27,6 +32,14 @@ pub enum MountError {
     /// The source of a bind.
     #[error("cannot open {path} on the host")]
     Source {
+        /// Its path on the host.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A missing source of a bind can't be made.
+    #[error("cannot make {path} on the host")]
+    MakeSource {
         /// Its path on the host.
         path: PathBuf,
         /// Why.
@@ -47,6 +60,28 @@ pub enum MountError {
         path: PathBuf,
         /// What the mount should be.
         want: &'static str,
+    },
+    /// What is mounted below the source can't be made read-only. kubelet knows the first word (k8s.io/cri-api/pkg/errors).
+    #[error("RROUnsupported: cannot make what is mounted below {path} read-only")]
+    RecursiveReadonly {
+        /// Its path on the host.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// An image.
+    #[error("cannot prepare the image")]
+    Image(#[source] ImageVolumeError),
+    /// A volume that the image defines.
+    #[error("cannot fill the volume")]
+    Volume(#[source] VolumeError),
+    /// SELinux labels of the source.
+    #[error("cannot relabel {path}")]
+    Relabel {
+        /// Its path on the host.
+        path: PathBuf,
+        /// Why.
+        source: RelabelError,
     },
     /// The host's mounts can't be read.
     #[error("cannot read the host's mount table")]
@@ -87,6 +122,9 @@ impl Kinded for MountError {
         match self {
             MountError::Source { source, .. } if source.kind() == io::ErrorKind::NotFound => Kind::NotFound,
             MountError::Propagation { .. } | MountError::NoPodShm => Kind::InvalidArgument,
+            MountError::Image(error) => error.kind(),
+            MountError::Volume(error) => error.kind(),
+            MountError::Relabel { source, .. } => source.kind(),
             MountError::Devices(error) => error.kind(),
             MountError::Target(error) => error.kind(),
             _ => Kind::Internal,
@@ -99,6 +137,8 @@ impl Kinded for MountError {
 enum Content {
     /// A detached mount, its attributes set.
     Tree(OwnedFd),
+    /// The same, to be filled first with what the image has at the target.
+    Volume(OwnedFd),
     /// Control groups of version 1.
     Cgroups(CgroupView),
     /// A filesystem that init makes, in its own namespaces.
@@ -122,7 +162,7 @@ impl Prepared<'_> {
     /// The descriptors that init needs for it.
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
         match &self.content {
-            Content::Tree(tree) => vec![tree.as_fd()],
+            Content::Tree(tree) | Content::Volume(tree) => vec![tree.as_fd()],
             Content::Cgroups(view) => view.fds(),
             Content::Make(_) => Vec::new(),
         }
@@ -153,6 +193,15 @@ pub fn prepare<'a>(mount: &'a Mount, plan: &ContainerPlan, from: Sources<'_>) ->
             let (tree, leaf) = bind_source(mount, bind)?;
             (Content::Tree(tree), leaf)
         }
+        MountKind::Image(image) => {
+            let (tree, leaf) = image_volume::prepare(image, &plan.pivot_dir, from.host, from.staging).map_err(MountError::Image)?;
+            mount::set_attributes(tree.as_fd(), Attributes { readonly: true, ..attributes(mount) }, false).map_err(MountError::Attributes)?;
+            (Content::Tree(tree), leaf)
+        }
+        MountKind::Volume(source) => {
+            let (tree, leaf) = bind_source(mount, &Bind { source: source.clone(), ..Bind::default() })?;
+            (Content::Volume(tree), leaf)
+        }
         MountKind::PodShm => {
             let staging = from.staging.ok_or(MountError::NoPodShm)?;
             let tree = pod_shm(staging, from.host).map_err(MountError::PodShm)?;
@@ -178,9 +227,7 @@ pub fn prepare<'a>(mount: &'a Mount, plan: &ContainerPlan, from: Sources<'_>) ->
 
 fn bind_source(mount: &Mount, bind: &Bind) -> Result<(OwnedFd, Leaf), MountError> {
     let path = &bind.source;
-    // Not openat(O_PATH): this one has an automount at the end of the path mounted.
-    let source = rustix::mount::open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC)
-        .map_err(|error| MountError::Source { path: path.clone(), source: error.into() })?;
+    let source = open_source(bind)?;
     let failed = |source: io::Error| MountError::Bind { path: path.clone(), source };
     let stat = rustix::fs::fstat(&source).map_err(|error| failed(error.into()))?;
     let leaf = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory { Leaf::Directory } else { Leaf::File };
@@ -200,6 +247,9 @@ fn bind_source(mount: &Mount, bind: &Bind) -> Result<(OwnedFd, Leaf), MountError
             return Err(MountError::Propagation { path: path.clone(), want });
         }
     }
+    if !bind.relabel.is_empty() {
+        relabel::relabel(source.as_fd(), &bind.relabel).map_err(|source| MountError::Relabel { path: path.clone(), source })?;
+    }
     let tree = mount::clone_tree(source.as_fd(), bind.recursive).map_err(failed)?;
     mount::set_propagation(tree.as_fd(), propagation).map_err(failed)?;
     let all = attributes(mount);
@@ -207,9 +257,24 @@ fn bind_source(mount: &Mount, bind: &Bind) -> Result<(OwnedFd, Leaf), MountError
     mount::set_attributes(tree.as_fd(), all, false).map_err(MountError::Attributes)?;
     if readonly_below {
         let readonly = Attributes { readonly: true, ..Attributes::default() };
-        mount::set_attributes(tree.as_fd(), readonly, true).map_err(MountError::Attributes)?;
+        mount::set_attributes(tree.as_fd(), readonly, true).map_err(|source| MountError::RecursiveReadonly { path: path.clone(), source })?;
     }
     Ok((tree, leaf))
+}
+
+/// Opens the source of a bind, links followed on the host; a missing one is made where the plan says so. A link that leads nowhere is
+/// no missing directory.
+fn open_source(bind: &Bind) -> Result<OwnedFd, MountError> {
+    let path = &bind.source;
+    // Not openat(O_PATH): this one has an automount at the end of the path mounted.
+    let open = || rustix::mount::open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLOEXEC);
+    let mut opened = open();
+    if opened.as_ref().is_err_and(|error| *error == Errno::NOENT) && bind.make_source && std::fs::symlink_metadata(path).is_err() {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path);
+        made.map_err(|source| MountError::MakeSource { path: path.clone(), source })?;
+        opened = open();
+    }
+    opened.map_err(|error| MountError::Source { path: path.clone(), source: error.into() })
 }
 
 /// Whether the mount with this id has one of these optional fields in /proc/self/mountinfo (proc_pid_mountinfo(5)).
@@ -266,6 +331,14 @@ impl Attached {
     }
 }
 
+/// Fills the volumes that the image defines. Runs in init before anything is attached.
+pub fn fill(prepared: &Prepared<'_>, root: Root<'_>) -> Result<(), MountError> {
+    match &prepared.content {
+        Content::Volume(tree) => volume::fill(tree.as_fd(), &prepared.mount.target, root).map_err(MountError::Volume),
+        _ => Ok(()),
+    }
+}
+
 /// Attaches a mount inside the root. Runs in init, which has left the host's mount namespace.
 pub fn attach(prepared: Prepared<'_>, root: Root<'_>, attached: &mut Attached) -> Result<(), MountError> {
     let Prepared { mount: planned, content, leaf } = prepared;
@@ -274,7 +347,7 @@ pub fn attach(prepared: Prepared<'_>, root: Root<'_>, attached: &mut Attached) -
     }
     let target = root.make(&planned.target, leaf, links(planned)).map_err(MountError::Target)?;
     match content {
-        Content::Tree(tree) => {
+        Content::Tree(tree) | Content::Volume(tree) => {
             mount::attach(tree.as_fd(), target.as_fd()).map_err(MountError::Attach)?;
             if planned.readonly && planned.kind == MountKind::Tmpfs {
                 attached.readonly_later.push(tree);
@@ -296,7 +369,7 @@ pub fn attach(prepared: Prepared<'_>, root: Root<'_>, attached: &mut Attached) -
 /// filesystems and /dev must be where the rest of the runtime, and the masked paths, take them to be.
 fn links(mount: &Mount) -> Links {
     match mount.kind {
-        MountKind::Bind(_) => Links::Follow,
+        MountKind::Bind(_) | MountKind::Image(_) | MountKind::Volume(_) => Links::Follow,
         MountKind::Tmpfs if mount.target != Path::new("/dev") => Links::Follow,
         _ => Links::Refuse,
     }

@@ -115,7 +115,7 @@ pub fn prepare(rootfs: &Rootfs) -> Result<Prepared<'_>, RootError> {
     }
 }
 
-fn open_directory(path: &Path) -> Result<OwnedFd, RootError> {
+pub(super) fn open_directory(path: &Path) -> Result<OwnedFd, RootError> {
     rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| RootError::Open { path: path.into(), source: error.into() })
 }
@@ -129,7 +129,7 @@ fn directory(path: &Path) -> Result<OwnedFd, RootError> {
     Ok(tree)
 }
 
-fn overlay_by_fd(overlay: &Overlay) -> Result<Prepared<'_>, RootError> {
+pub(super) fn overlay_by_fd(overlay: &Overlay) -> Result<Prepared<'_>, RootError> {
     let layers_dir = open_directory(&overlay.layers_dir)?;
     // Layers are named relative to their directory: with 4096 bytes for all of them, every byte counts.
     rustix::process::fchdir(&layers_dir).map_err(|error| RootError::Open { path: overlay.layers_dir.clone(), source: error.into() })?;
@@ -166,6 +166,9 @@ fn listed_layers(overlay: &Overlay, names: &OsStr) -> Result<OwnedFd, NewFsError
 
 fn finish(fs: NewFs, overlay: &Overlay) -> Result<OwnedFd, NewFsError> {
     fs.set("source", "overlay")?;
+    if overlay.upper.as_os_str().is_empty() {
+        return fs.mount(Attributes { readonly: true, ..Attributes::default() });
+    }
     fs.set("upperdir", overlay.upper.as_path())?;
     fs.set("workdir", overlay.work.as_path())?;
     // Without it, unmounting syncs the whole filesystem that holds the writable layer. The layer is new and never mounted
@@ -187,14 +190,17 @@ fn option_value(path: &OsStr) -> Vec<u8> {
 
 /// Mounts an overlay in place, in a mount namespace of the caller's own.
 pub fn mount_in_place(overlay: &Overlay, on: &Path) -> Result<(), RootError> {
-    let mut options = b"volatile,lowerdir=".to_vec();
+    let writable = !overlay.upper.as_os_str().is_empty();
+    let mut options = if writable { b"volatile,lowerdir=".to_vec() } else { b"lowerdir=".to_vec() };
     options.extend_from_slice(
         &lower_names(overlay).as_bytes().iter().flat_map(|&b| if b == b',' { vec![b'\\', b] } else { vec![b] }).collect::<Vec<_>>(),
     );
-    options.extend_from_slice(b",upperdir=");
-    options.extend(option_value(overlay.upper.as_os_str()));
-    options.extend_from_slice(b",workdir=");
-    options.extend(option_value(overlay.work.as_os_str()));
+    if writable {
+        options.extend_from_slice(b",upperdir=");
+        options.extend(option_value(overlay.upper.as_os_str()));
+        options.extend_from_slice(b",workdir=");
+        options.extend(option_value(overlay.work.as_os_str()));
+    }
     let layers = overlay.lower.len();
     if options.len() > MAX_OPTIONS {
         return Err(RootError::TooManyLayers { layers, bytes: options.len() });

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::sandbox::blocking;
+use super::volumes::{self, VolumeImages};
 use super::{Container, EventKind, Sandbox, Service, ServiceError, devices, files, monitors, now, random_id};
 use crate::errchain::{Chain, Kind, Kinded};
 use crate::ids::ContainerId;
@@ -24,6 +25,8 @@ use crate::store::record::{ContainerRecord, Exit};
 /// A container's writable layer and overlay's own directory.
 const UPPER: &str = "upper";
 const WORK: &str = "work";
+/// The volumes that its image defines.
+const VOLUMES: &str = "volumes";
 /// The encoded plan of a container, from which execs are made.
 const PLAN: &str = "plan";
 
@@ -79,7 +82,8 @@ impl Service {
         let lease = self.images.lease(image).map_err(|source| ServiceError::Image { what: "cannot hold the image's layers", source })?;
         let cgroup = format!("{}/{id}", pod.cgroup_parent.trim_end_matches('/'));
         let layer_dir = self.layer_dir(id);
-        let plan = self.container_plan(id, &pod, &spec, image, &lease, &cgroup, &layer_dir)?;
+        let volumes = self.volume_images(&spec)?;
+        let plan = self.container_plan(id, &pod, &spec, image, &lease, &volumes, &cgroup, &layer_dir)?;
         let stop_signal = stop_signal(&spec, image)?;
 
         let state_dir = self.state.container(id);
@@ -88,7 +92,7 @@ impl Service {
         let exit_file = preallocate(&self.state.exit_file(id))?;
         crate::store::replace(&state_dir.join(PLAN), &crate::wire::encode(&plan), 0o600).map_err(ServiceError::Store)?;
         journal.enter("writable layer", Undo::RemoveDir(layer_dir.clone())).map_err(ServiceError::Store)?;
-        let mounts = spec.mounts.clone();
+        let own_volumes = volumes::own(&plan);
         let log_dir = plan.log.dir.clone();
         let wants_log = !plan.log.path.as_os_str().is_empty();
         blocking(move || -> Result<(), ServiceError> {
@@ -104,17 +108,7 @@ impl Service {
             if wants_log {
                 fs::create_dir_all(&log_dir).map_err(|source| ServiceError::Host { what: "make log directory", path: log_dir.clone(), source })?;
             }
-            // A missing source is made, as both peers do: a hostPath volume without a type may name nothing yet.
-            for mount in mounts.iter().filter(|mount| !mount.host_path.exists()) {
-                if fs::symlink_metadata(&mount.host_path).is_err() {
-                    fs::create_dir_all(&mount.host_path).map_err(|source| ServiceError::Host {
-                        what: "make mount source",
-                        path: mount.host_path.clone(),
-                        source,
-                    })?;
-                }
-            }
-            Ok(())
+            volumes::make(&own_volumes)
         })
         .await??;
 
@@ -134,6 +128,7 @@ impl Service {
             spec,
             image_id: image.id.clone(),
             layers: lease.names().to_vec(),
+            image_volumes: volumes.images,
             created_at: now(),
             pid: created.pid,
             cgroup,
@@ -144,7 +139,7 @@ impl Service {
         };
         // From here on the container exists: recovery takes the record, not the journal.
         self.state.put_container(&record).map_err(ServiceError::Store)?;
-        Ok(Container::new(record, Some(lease), &self.config))
+        Ok(Container::new(record, volumes.leases.into_iter().chain([lease]).collect(), &self.config))
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -155,6 +150,7 @@ impl Service {
         spec: &ContainerSpec,
         image: &Image,
         lease: &LayerLease,
+        volumes: &VolumeImages,
         cgroup: &str,
         layer_dir: &Path,
     ) -> Result<ContainerPlan, ServiceError> {
@@ -173,6 +169,7 @@ impl Service {
             entrypoint: image.config.entrypoint.clone(),
             cmd: image.config.cmd.clone(),
             working_dir: image.config.working_dir.clone(),
+            volumes: image.config.volumes.clone(),
         };
         let capabilities = spec::capabilities(spec, self.default_capabilities).map_err(ServiceError::Spec)? & self.available_capabilities;
         let pids = self.config.runtime.pids_limit;
@@ -186,6 +183,8 @@ impl Service {
                 work: layer_dir.join(WORK),
             },
             pivot_dir: self.state.pivot(),
+            image_volumes: volumes.layers(),
+            volumes_dir: layer_dir.join(VOLUMES),
             pod_files: files::pod_files(&self.state.sandbox(&pod.id)),
             hostname: pod.spec.hostname.clone(),
             seccomp: self.filters.filter(spec::seccomp_profile(spec), capabilities)?,

@@ -107,6 +107,22 @@ pub enum ServiceError {
         /// The cause.
         source: ImageError,
     },
+    /// An image among the mounts can't be had. kubelet knows the first word (k8s.io/cri-api/pkg/errors).
+    #[error("ImageVolumeMountFailed: cannot mount an image at {target}")]
+    ImageVolume {
+        /// Where, in the container.
+        target: PathBuf,
+        /// The cause.
+        source: Box<ServiceError>,
+    },
+    /// Containers have an image among their mounts.
+    #[error("image {image} is mounted in container {container}")]
+    ImageInUse {
+        /// The image.
+        image: String,
+        /// One of the containers.
+        container: String,
+    },
     /// The network failed.
     #[error("{what}")]
     Net {
@@ -217,7 +233,8 @@ impl Kinded for ServiceError {
         match self {
             ServiceError::NoSandbox { .. } | ServiceError::NoContainer { .. } | ServiceError::NoImage { .. } => Kind::NotFound,
             ServiceError::NameTaken { .. } => Kind::AlreadyExists,
-            ServiceError::NotReady { .. } => Kind::FailedPrecondition,
+            ServiceError::NotReady { .. } | ServiceError::ImageInUse { .. } => Kind::FailedPrecondition,
+            ServiceError::ImageVolume { source, .. } => source.kind(),
             ServiceError::NetworkNotReady { .. } => Kind::Unavailable,
             ServiceError::NoHandler { .. } | ServiceError::SandboxSpec(_) => Kind::InvalidArgument,
             ServiceError::Refused { source, .. } => source.kind(),

@@ -20,6 +20,7 @@ mod seccomp;
 pub mod session;
 pub mod stats;
 mod undo;
+mod volumes;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -64,8 +65,8 @@ pub struct Container {
     exited: watch::Sender<bool>,
     /// Its clients.
     sessions: session::Limits,
-    /// Keeps its image's layers on disk.
-    _lease: Option<LayerLease>,
+    /// Keep the layers of its image and of the images among its mounts on disk.
+    _leases: Vec<LayerLease>,
     /// What stats remember between two calls.
     samples: Mutex<stats::Samples>,
 }
@@ -128,7 +129,7 @@ impl Sandbox {
 }
 
 impl Container {
-    fn new(record: ContainerRecord, lease: Option<LayerLease>, config: &Config) -> Arc<Self> {
+    fn new(record: ContainerRecord, leases: Vec<LayerLease>, config: &Config) -> Arc<Self> {
         let exited = record.exit.is_some();
         Arc::new(Self {
             record: ArcSwap::from_pointee(record),
@@ -136,7 +137,7 @@ impl Container {
             write: Mutex::new(()),
             exited: watch::Sender::new(exited),
             sessions: session::Limits::new(&config.runtime),
-            _lease: lease,
+            _leases: leases,
             samples: Mutex::default(),
         })
     }

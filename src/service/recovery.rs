@@ -105,9 +105,13 @@ impl Service {
         let sandbox = Sandbox::new(record, None);
         for record in containers {
             self.reserve(&ContainerRecord::key(&pod_key, &record.spec.name, record.spec.attempt), record.id.as_str())?;
-            let lease = self.images.lease_layers(&record.layers);
-            let lease = lease.inspect_err(|error| tracing::warn!(container = %record.id, error = %Chain(error), "layers can't be held")).ok();
-            self.insert_container(Container::new(record, lease, &self.config));
+            let layers = std::iter::once(&record.layers).chain(record.image_volumes.iter().map(|volume| &volume.layers));
+            let held = layers.filter_map(|layers| {
+                let lease = self.images.lease_layers(layers);
+                lease.inspect_err(|error| tracing::warn!(container = %record.id, error = %Chain(error), "layers can't be held")).ok()
+            });
+            let leases = held.collect();
+            self.insert_container(Container::new(record, leases, &self.config));
         }
         self.insert_sandbox(sandbox.clone());
         let record = sandbox.record();

@@ -65,6 +65,15 @@ pub struct Exit {
     pub message: String,
 }
 
+/// An image among a container's mounts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeImage {
+    /// Its id.
+    pub id: String,
+    /// The names of its layers, which the container holds.
+    pub layers: Vec<String>,
+}
+
 /// A container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ContainerRecord {
@@ -78,6 +87,9 @@ pub struct ContainerRecord {
     pub image_id: String,
     /// The names of its layers, which it holds.
     pub layers: Vec<String>,
+    /// The images among its mounts, in their order.
+    #[serde(default)]
+    pub image_volumes: Vec<VolumeImage>,
     /// Nanoseconds since the epoch.
     pub created_at: u64,
     /// Its init on the host.

@@ -9,16 +9,18 @@ mod node;
 mod root;
 
 mod inspect;
+mod mounts;
 mod observe;
 mod process;
 mod security;
+mod volumes;
 
 use std::process::ExitCode;
 
 use node::{BUSYBOX, Node};
 
 /// The parts.
-const PARTS: &[&[harness::Test<Node>]] = &[inspect::TESTS, process::TESTS, security::TESTS];
+const PARTS: &[&[harness::Test<Node>]] = &[inspect::TESTS, mounts::TESTS, process::TESTS, security::TESTS, volumes::TESTS];
 
 fn main() -> ExitCode {
     let tests = PARTS.concat();

@@ -5,6 +5,7 @@ mod mounts;
 mod process;
 mod resources;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 pub use process::capabilities;
@@ -62,6 +63,8 @@ pub struct ImageDefaults {
     pub cmd: Vec<String>,
     /// `WORKDIR`.
     pub working_dir: String,
+    /// `VOLUME`.
+    pub volumes: BTreeSet<String>,
 }
 
 /// What the node and the pod give a container.
@@ -77,6 +80,10 @@ pub struct Surroundings {
     pub pivot_dir: PathBuf,
     /// The pod's files, mounted at /etc/resolv.conf, /etc/hostname and /etc/hosts where kubelet mounts none.
     pub pod_files: Vec<(PathBuf, PathBuf)>,
+    /// The layers of the images among the mounts, in their order; nothing is writable in them.
+    pub image_volumes: Vec<Overlay>,
+    /// Where the volumes that the image defines have their directories.
+    pub volumes_dir: PathBuf,
     /// The value of HOSTNAME.
     pub hostname: String,
     /// The compiled seccomp filter; empty: none.
@@ -102,6 +109,7 @@ pub struct Surroundings {
 /// The whole plan.
 pub fn plan(spec: &ContainerSpec, pod: &SandboxSpec, image: &ImageDefaults, around: Surroundings) -> Result<ContainerPlan, SpecError> {
     let security = &spec.security;
+    let mounts = mounts::mounts(spec, pod, image, &around)?;
     let mask = capabilities(spec, around.default_capabilities)? & around.available_capabilities;
     let ambient = security
         .add_ambient_capabilities
@@ -133,7 +141,7 @@ pub fn plan(spec: &ContainerSpec, pod: &SandboxSpec, image: &ImageDefaults, arou
         id: around.id,
         rootfs: Rootfs::Overlay(around.rootfs),
         rootfs_readonly: security.readonly_rootfs,
-        mounts: mounts::mounts(spec, pod, &around.pod_files)?,
+        mounts,
         namespaces: namespaces(spec, pod, around.cgroup_v2)?,
         cgroup: CgroupPlan { path: around.cgroup, resources: resources::resources(spec, around.pids_limit), devices },
         process,
