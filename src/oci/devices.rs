@@ -1,7 +1,7 @@
-//! What stands in a container's /dev.
+//! What stands in a container's /dev, and devices elsewhere.
 //!
-//! Everything is made in the tmpfs while it is still detached, by the creator: nothing else can see it, and the container's
-//! device rules, which might forbid mknod, do not apply yet.
+//! Everything in /dev is made in the tmpfs while it is still detached, by the creator: nothing else can see it, and the container's
+//! device rules, which might forbid mknod, do not apply yet. What is to stand elsewhere is made by init, in the mounted root.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,9 +16,9 @@ use crate::plan::DeviceNode;
 /// A /dev that cannot be filled.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// A device that is not in /dev.
-    #[error("device {path} is not in /dev")]
-    Outside {
+    /// A device in place of the root.
+    #[error("device {path} has no name")]
+    Name {
         /// Its path in the container.
         path: PathBuf,
     },
@@ -52,7 +52,7 @@ pub enum DeviceError {
 impl Kinded for DeviceError {
     fn kind(&self) -> Kind {
         match self {
-            DeviceError::Outside { .. } | DeviceError::Kind { .. } => Kind::InvalidArgument,
+            DeviceError::Name { .. } | DeviceError::Kind { .. } => Kind::InvalidArgument,
             DeviceError::Directory(error) => error.kind(),
             DeviceError::Make { .. } | DeviceError::OpenNull(_) | DeviceError::NotNull => Kind::Internal,
         }
@@ -73,48 +73,67 @@ const LINKS: [(&str, &str); 6] = [
 
 /// Fills a detached /dev. The caller's umask must be 0.
 pub fn fill(dev: BorrowedFd<'_>, devices: &[DeviceNode]) -> Result<(), DeviceError> {
-    for (name, major, minor) in DEFAULT {
-        // A device of the plan by that name takes its place.
-        if devices.iter().any(|device| device.path == Path::new("/dev").join(name)) {
-            continue;
-        }
-        node(dev, Path::new(name), FileType::CharacterDevice, 0o666, (major, minor))?;
+    // A device of the plan takes the place of ours by its name.
+    let taken = |name: &str| devices.iter().any(|device| device.path == Path::new("/dev").join(name));
+    for (name, major, minor) in DEFAULT.iter().filter(|(name, ..)| !taken(name)) {
+        node(dev, Path::new(name), FileType::CharacterDevice, 0o666, (*major, *minor))?;
     }
-    for (name, target) in LINKS {
-        rustix::fs::symlinkat(target, dev, name).map_err(|error| make_error(Path::new(name), error.into()))?;
+    for (name, target) in LINKS.iter().filter(|(name, _)| !taken(name)) {
+        rustix::fs::symlinkat(*target, dev, *name).map_err(|error| make_error(&Path::new("/dev").join(name), error.into()))?;
     }
-    devices.iter().try_for_each(|device| planned(dev, device))
+    devices
+        .iter()
+        .filter_map(|device| Some((device, in_dev(&device.path)?)))
+        .try_for_each(|(device, below)| planned(Root(dev), device, &Path::new("/").join(below), Links::Refuse))
 }
 
-fn planned(dev: BorrowedFd<'_>, device: &DeviceNode) -> Result<(), DeviceError> {
-    let outside = || DeviceError::Outside { path: device.path.clone() };
-    let below = device.path.strip_prefix("/dev").map_err(|_| outside())?;
-    let name = below.file_name().ok_or_else(outside)?;
-    let kind = match char::from_u32(device.kind) {
-        Some('c' | 'u') => FileType::CharacterDevice,
-        Some('b') => FileType::BlockDevice,
-        Some('p') => FileType::Fifo,
-        _ => return Err(DeviceError::Kind { path: device.path.clone(), kind: device.kind }),
-    };
-    let parent = match below.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => {
-            let parent = Path::new("/").join(parent);
-            Some(Root(dev).make(&parent, Leaf::Directory, Links::Refuse).map_err(DeviceError::Directory)?)
-        }
+/// Makes the devices that are not in /dev, once everything is mounted. One that is there already is left as it is.
+pub fn outside(devices: &[DeviceNode], root: Root<'_>) -> Result<(), DeviceError> {
+    devices.iter().filter(|device| in_dev(&device.path).is_none()).try_for_each(|device| match planned(root, device, &device.path, Links::Follow) {
+        Err(DeviceError::Make { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists && is_there(root, device) => Ok(()),
+        done => done,
+    })
+}
+
+fn in_dev(path: &Path) -> Option<&Path> {
+    path.strip_prefix("/dev").ok()
+}
+
+fn is_there(root: Root<'_>, device: &DeviceNode) -> bool {
+    let stat = root.find(&device.path).ok().flatten().and_then(|fd| rustix::fs::fstat(fd).ok());
+    stat.is_some_and(|stat| {
+        Some(FileType::from_raw_mode(stat.st_mode)) == kind(device) && stat.st_rdev == rustix::fs::makedev(device.major, device.minor)
+    })
+}
+
+fn kind(device: &DeviceNode) -> Option<FileType> {
+    match char::from_u32(device.kind)? {
+        'c' | 'u' => Some(FileType::CharacterDevice),
+        'b' => Some(FileType::BlockDevice),
+        'p' => Some(FileType::Fifo),
         _ => None,
-    };
-    let parent = parent.as_ref().map_or(dev, |fd| fd.as_fd());
-    node(parent, Path::new(name), kind, device.mode & 0o7777, (device.major, device.minor))?;
+    }
+}
+
+/// Makes a device at `path`, which is below this root.
+fn planned(root: Root<'_>, device: &DeviceNode, path: &Path, links: Links) -> Result<(), DeviceError> {
+    let kind = kind(device).ok_or_else(|| DeviceError::Kind { path: device.path.clone(), kind: device.kind })?;
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(DeviceError::Name { path: device.path.clone() }) };
+    let parent = root.make(parent, Leaf::Directory, links).map_err(DeviceError::Directory)?;
+    let failed = |error: rustix::io::Errno| make_error(&device.path, error.into());
+    let numbers = rustix::fs::makedev(device.major, device.minor);
+    rustix::fs::mknodat(&parent, name, kind, Mode::from_raw_mode(device.mode & 0o7777), numbers).map_err(failed)?;
     let owner = (Some(Uid::from_raw(device.uid)), Some(Gid::from_raw(device.gid)));
-    rustix::fs::chownat(parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW).map_err(|error| make_error(below, error.into()))
+    rustix::fs::chownat(&parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)
 }
 
-fn node(at: BorrowedFd<'_>, name: &Path, kind: FileType, mode: u32, (major, minor): (u32, u32)) -> Result<(), DeviceError> {
-    rustix::fs::mknodat(at, name, kind, Mode::from_raw_mode(mode), rustix::fs::makedev(major, minor)).map_err(|error| make_error(name, error.into()))
+fn node(dev: BorrowedFd<'_>, name: &Path, kind: FileType, mode: u32, (major, minor): (u32, u32)) -> Result<(), DeviceError> {
+    rustix::fs::mknodat(dev, name, kind, Mode::from_raw_mode(mode), rustix::fs::makedev(major, minor))
+        .map_err(|error| make_error(&Path::new("/dev").join(name), error.into()))
 }
 
-fn make_error(name: &Path, source: io::Error) -> DeviceError {
-    DeviceError::Make { path: Path::new("/dev").join(name), source }
+fn make_error(path: &Path, source: io::Error) -> DeviceError {
+    DeviceError::Make { path: path.into(), source }
 }
 
 /// A detached mount of the host's /dev/null, which is checked to be that: masked files go under it (CVE-2025-31133).

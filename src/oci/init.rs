@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::create::Stdio;
+use super::devices::{self, DeviceError};
 use super::handshake::{self, FromInit};
 use super::hide::{self, HideError};
 use super::mounts::{self, Attached, MountError, Prepared};
@@ -52,6 +53,9 @@ pub enum InitError {
     /// Mounts that become read-only at last.
     #[error("cannot make {0} read-only")]
     Readonly(&'static str, #[source] io::Error),
+    /// Devices that are not in /dev.
+    #[error("cannot make the container's devices")]
+    Devices(#[source] DeviceError),
     /// Masked and read-only paths.
     #[error("cannot protect paths of the container")]
     Hide(#[source] HideError),
@@ -71,6 +75,7 @@ impl Kinded for InitError {
         match self {
             InitError::Cgroup(error) => error.kind(),
             InitError::Mount { source, .. } => source.kind(),
+            InitError::Devices(error) => error.kind(),
             InitError::Hide(error) => error.kind(),
             InitError::Terminal(error) => error.kind(),
             InitError::User(error) => error.kind(),
@@ -170,6 +175,7 @@ fn set_up(init: Init<'_>) -> Result<Option<SetUp<'_>>, InitError> {
         let target = prepared.target().to_path_buf();
         mounts::attach(prepared, root, &mut attached).map_err(|source| InitError::Mount { target, source })?;
     }
+    devices::outside(&plan.devices, root).map_err(InitError::Devices)?;
     let terminal = if plan.process.terminal {
         // A bind of the host's /dev brings a devpts along.
         let devpts = attached.devpts.take().map_or_else(|| terminal::devpts(root), Ok).map_err(InitError::Terminal)?;

@@ -137,9 +137,25 @@ fn dev_has_what_the_spec_names(lab: &Lab) {
     ];
     assert_eq!(output.lines(), want, "{}", output.stderr);
 
+    // Elsewhere in the root, behind a link of the image; in place of one of ours; twice at a place is the same device.
+    let layer = lab.layer(|root| std::os::unix::fs::symlink("/srv/../opt", root.join("link")).unwrap());
+    let zero = |path: &str| DeviceNode { path: path.into(), kind: 'c' as u32, major: 1, minor: 5, mode: 0o600, uid: 3, gid: 4 };
+    let mut plan = lab.plan("stat -c '%n %F %t:%T %a %u:%g' /opt/sub/x /dev/core /dev/full; head -c 2 /opt/sub/x | wc -c");
+    lab.on_top(&mut plan, &[layer]);
+    plan.devices = ["/link/sub/x", "/opt/sub/x", "/dev/core", "/dev/full"].map(zero).into();
+    let output = lab.run(plan).unwrap();
+    let device = |path: &str| format!("{path} character special file 1:5 600 3:4");
+    assert_eq!(output.lines(), [device("/opt/sub/x"), device("/dev/core"), device("/dev/full"), "2".into()], "{}", output.stderr);
+
     let mut plan = lab.plan("true");
-    plan.devices = vec![DeviceNode { path: "/opt/x".into(), kind: 'c' as u32, ..DeviceNode::default() }];
-    fails(lab.run(plan), Kind::InvalidArgument, "device /opt/x is not in /dev");
+    plan.devices = vec![zero("/etc/passwd")];
+    fails(lab.run(plan), Kind::Internal, "cannot make /etc/passwd in the container");
+    let mut plan = lab.plan("true");
+    plan.devices = vec![zero("/dev")];
+    fails(lab.run(plan), Kind::InvalidArgument, "device /dev has no name");
+    let mut plan = lab.plan("true");
+    plan.devices = vec![DeviceNode { kind: 'x' as u32, ..zero("/opt/x") }];
+    fails(lab.run(plan), Kind::InvalidArgument, "device /opt/x is of unknown type");
 }
 
 fn paths_are_masked_and_read_only(lab: &Lab) {

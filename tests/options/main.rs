@@ -8,6 +8,7 @@ mod node;
 #[path = "../common/root.rs"]
 mod root;
 
+mod devices;
 mod inspect;
 mod mounts;
 mod observe;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 use node::{BUSYBOX, Node};
 
 /// The parts.
-const PARTS: &[&[harness::Test<Node>]] = &[inspect::TESTS, mounts::TESTS, process::TESTS, security::TESTS, volumes::TESTS];
+const PARTS: &[&[harness::Test<Node>]] = &[devices::TESTS, inspect::TESTS, mounts::TESTS, process::TESTS, security::TESTS, volumes::TESTS];
 
 fn main() -> ExitCode {
     let tests = PARTS.concat();

@@ -53,7 +53,7 @@ pub fn container(config: Option<api::ContainerConfig>) -> Result<ContainerSpec, 
             .into_iter()
             .map(|device| {
                 Ok(container::Device {
-                    container_path: absolute("config.devices.container_path", &device.container_path)?,
+                    container_path: clean("config.devices.container_path", absolute("config.devices.container_path", &device.container_path)?)?,
                     host_path: absolute("config.devices.host_path", &device.host_path)?,
                     permissions: device.permissions,
                 })
