@@ -4,6 +4,8 @@
 //! beside `copepod.yaml`'s directory default) are merged in lexical order: mappings by key, everything else replaced.
 //! Nothing here is global: the value is passed to whoever needs it. `config/copepod.yaml` explains every key.
 
+mod image;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -239,10 +241,19 @@ section! {
 section! {
     /// Images and registries.
     Image {
-        /// registries.conf, version 2.
+        /// registries.conf, version 2. It and its drop-ins are read again when they change.
         registries_conf: PathBuf = "/etc/containers/registries.conf".into(),
         /// Drop-ins of registries.conf.
         registries_conf_dir: PathBuf = "/etc/containers/registries.conf.d".into(),
+        /// Directories with `HOST[:PORT]/*.crt`, `*.cert` and `*.key`; the first that has a registry wins. Read at each pull.
+        certs_dirs: Vec<PathBuf> = vec!["/etc/containers/certs.d".into(), "/etc/docker/certs.d".into()],
+        /// Auth files, asked in order where a request has no credentials. Read when a registry asks for some.
+        auth_files: Vec<PathBuf> = ["/etc/containers/auth.json", "/run/containers/0/auth.json", "/root/.config/containers/auth.json",
+            "/root/.docker/config.json"].map(PathBuf::from).to_vec(),
+        /// Directory with `NAMESPACE.json`, auth files for pods of one namespace, asked first. Empty: none.
+        namespace_auth_dir: PathBuf = PathBuf::new(),
+        /// How long a credential helper (`docker-credential-NAME`) may take.
+        credential_helper_timeout: Span = Span(Duration::from_secs(30)),
         /// Layers that are fetched at once, per pull.
         max_parallel_layers: usize = 3,
         /// A pull that gets no byte for so long is given up.
@@ -348,10 +359,8 @@ impl Config {
                 return bad(key, &value, "must be 1 to 4096 execs, 1 to 64 attached clients");
             }
         }
-        if !(1..=32).contains(&self.image.max_parallel_layers) {
-            return bad("image.maxParallelLayers", &self.image.max_parallel_layers, "must be 1 to 32");
-        }
         self.streaming.check()?;
+        self.image.check()?;
         for name in &self.runtime.default_capabilities {
             if crate::plan::capability::parse(name).is_none() {
                 return bad("runtime.defaultCapabilities", name, "is no capability");

@@ -113,6 +113,10 @@ fn image_config(config: &Config) -> image::Config {
     image::Config {
         registries_conf: config.image.registries_conf.clone(),
         registries_conf_dir: config.image.registries_conf_dir.clone(),
+        certs_dirs: config.image.certs_dirs.clone(),
+        auth_files: config.image.auth_files.clone(),
+        namespace_auth_dir: Some(config.image.namespace_auth_dir.clone()).filter(|dir| !dir.as_os_str().is_empty()),
+        credential_helper_timeout: config.image.credential_helper_timeout.0,
         max_parallel_layers: config.image.max_parallel_layers,
         progress_timeout: config.image.progress_timeout.0,
         pinned: config.image.pinned.clone(),

@@ -504,8 +504,12 @@ async fn lists_mirrors_and_odd_images() {
     assert!(mirror.requests().iter().all(|r| r.header("authorization").is_empty()));
     node.conf(&format!("[[registry]]\nlocation = \"{}\"\nblocked = true\n", own.host));
     fails(&images, &name("list"), None, Kind::PermissionDenied, "is blocked").await;
+    // A file that can't be used changes nothing, and is not silent.
     node.conf("nonsense");
-    fails(&images, &name("list"), None, Kind::FailedPrecondition, "registries.conf").await;
+    fails(&images, &name("list"), None, Kind::PermissionDenied, "is blocked").await;
+    assert!(images.problem().unwrap().contains("registries.conf"));
+    drop(images);
+    fails(&node.open(), &name("list"), None, Kind::FailedPrecondition, "cannot tell where images come from").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,11 +2,15 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
 
+use prost::Message;
 use tokio_stream::Stream;
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
-use super::{Cri, Reply, from_proto, later, rpc, status, to_proto};
+use super::{Cri, Reply, from_proto, rpc, status, to_proto};
 use crate::api::{self, image_service_server::ImageService};
 use crate::errchain::Remote;
 use crate::image::{FsInfo, Image, ImageError};
@@ -17,21 +21,32 @@ impl From<ImageError> for Remote {
     }
 }
 
+impl Cri {
+    /// The images that pass a filter; none: all.
+    fn images(&self, rpc: &'static str, filter: Option<api::ImageFilter>) -> Result<Vec<Arc<Image>>, Status> {
+        let wanted = filter.and_then(|filter| filter.image).map(|image| image.image).filter(|image| !image.is_empty());
+        match wanted {
+            Some(reference) => {
+                let found = self.service.images.find(&reference).map_err(|error| status(rpc, &error.into()))?;
+                Ok(found.into_iter().collect())
+            }
+            None => Ok(self.service.images.list()),
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl ImageService for Cri {
     async fn list_images(&self, req: Request<api::ListImagesRequest>) -> Reply<api::ListImagesResponse> {
-        let wanted = req.into_inner().filter.and_then(|filter| filter.image).map(|image| image.image).filter(|image| !image.is_empty());
-        let images = match wanted {
-            Some(reference) => self.service.images.find(&reference).map_err(|error| status("ListImages", &error.into()))?.into_iter().collect(),
-            None => self.service.images.list(),
-        };
+        let images = self.images("ListImages", req.into_inner().filter)?;
         Ok(Response::new(api::ListImagesResponse { images: images.iter().map(|image| to_proto::image(image)).collect() }))
     }
 
     type StreamImagesStream = Pin<Box<dyn Stream<Item = Result<api::StreamImagesResponse, Status>> + Send>>;
 
-    async fn stream_images(&self, _: Request<api::StreamImagesRequest>) -> Reply<Self::StreamImagesStream> {
-        Err(later("StreamImages"))
+    async fn stream_images(&self, req: Request<api::StreamImagesRequest>) -> Reply<Self::StreamImagesStream> {
+        let images = self.images("StreamImages", req.into_inner().filter)?;
+        Ok(Response::new(Box::pin(tokio_stream::iter(Chunks { images: images.into_iter(), next: None }))))
     }
 
     async fn image_status(&self, req: Request<api::ImageStatusRequest>) -> Reply<api::ImageStatusResponse> {
@@ -39,18 +54,31 @@ impl ImageService for Cri {
         let reference = from_proto::image(req.image).map_err(|error| status("ImageStatus", &error))?;
         let image = self.service.images.find(&reference).map_err(|error| status("ImageStatus", &error.into()))?;
         let info = match &image {
-            Some(image) if req.verbose => HashMap::from([("info".to_string(), verbose(image))]),
+            Some(image) if req.verbose => HashMap::from([("info".to_string(), self.verbose(image))]),
             _ => HashMap::new(),
         };
         Ok(Response::new(api::ImageStatusResponse { image: image.map(|image| to_proto::image(&image)), info }))
     }
 
     async fn pull_image(&self, req: Request<api::PullImageRequest>) -> Reply<api::PullImageResponse> {
+        let deadline = deadline(req.metadata());
         let req = req.into_inner();
         let reference = from_proto::image(req.image).map_err(|error| status("PullImage", &error))?;
         let auth = from_proto::credentials(req.auth);
+        let namespace = from_proto::pull_namespace(req.sandbox_config).map_err(|error| status("PullImage", &error))?;
         // Not in a task of its own: a caller that goes gives up its interest, and the pull goes on only if another waits.
-        let image = self.service.images.pull(&reference, auth).await.map_err(|error| status("PullImage", &error.into()))?;
+        let pull = self.service.images.pull_for(&reference, auth, &namespace);
+        let pulled = match deadline {
+            None => pull.await,
+            Some(limit) => match tokio::time::timeout(limit, pull).await {
+                Ok(pulled) => pulled,
+                Err(_) => {
+                    tracing::warn!(image = reference, "pull was given up: the caller's deadline has passed");
+                    return Err(Status::deadline_exceeded(format!("PullImage: image {reference:?} was not pulled before the caller's deadline")));
+                }
+            },
+        };
+        let image = pulled.map_err(pull_status)?;
         Ok(Response::new(api::PullImageResponse { image_ref: image.id.clone() }))
     }
 
@@ -68,17 +96,82 @@ impl ImageService for Cri {
     }
 }
 
-/// What crictl shows of an image's configuration.
-fn verbose(image: &Image) -> String {
-    let config = &image.config;
-    serde_json::json!({
-        "layers": image.layers,
-        "os": image.os,
-        "architecture": image.architecture,
-        "created": image.created,
-        "config": {"User": config.user, "Env": config.env, "Entrypoint": config.entrypoint, "Cmd": config.cmd, "WorkingDir": config.working_dir},
-    })
-    .to_string()
+/// How long a caller waits, a little less: its own clock began earlier, and tonic answers a deadline that has passed with
+/// Cancelled. `None`: it does not say, or nothing that can be read (gRPC over HTTP/2, "Requests").
+fn deadline(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = number.parse().ok().filter(|_| number.len() <= 8)?;
+    let limit = match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    };
+    Some(limit.saturating_sub(Duration::from_millis(5)))
+}
+
+/// The status of a failed pull. kubelet looks for the words of k8s.io/cri-api/pkg/errors at the beginning of an error's text, and
+/// finds them only where the code is Unknown: any other code it writes before them (remote_image.go, pullImageV1).
+fn pull_status(error: ImageError) -> Status {
+    let known = matches!(error, ImageError::RegistryUnavailable { .. });
+    let status = status("PullImage", &error.into());
+    if known { Status::unknown(status.message()) } else { status }
+}
+
+/// Bytes of one message of a stream: far below what clients take, far above what one image needs.
+const CHUNK: usize = 1 << 20;
+
+/// Images in messages of about [`CHUNK`] bytes, made as they are sent.
+struct Chunks {
+    images: std::vec::IntoIter<Arc<Image>>,
+    /// Did not fit into the last message.
+    next: Option<api::Image>,
+}
+
+impl Iterator for Chunks {
+    type Item = Result<api::StreamImagesResponse, Status>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut images = Vec::new();
+        let mut bytes = 0;
+        while let Some(image) = self.next.take().or_else(|| self.images.next().map(|image| to_proto::image(&image))) {
+            bytes += image.encoded_len();
+            if bytes > CHUNK && !images.is_empty() {
+                self.next = Some(image);
+                break;
+            }
+            images.push(image);
+        }
+        (!images.is_empty()).then_some(Ok(api::StreamImagesResponse { images }))
+    }
+}
+
+/// Bytes of an image's documents that `ImageStatus` shows whole.
+const SHOWN: usize = 1 << 20;
+
+impl Cri {
+    /// What crictl shows of an image: its own documents, and where its layers are.
+    fn verbose(&self, image: &Image) -> String {
+        let documents = self.service.images.documents(image).filter(|(config, manifest)| config.len() + manifest.len() <= SHOWN);
+        let (config, manifest) = documents.unzip();
+        let json = |text: Option<String>| text.and_then(|text| serde_json::from_str::<serde_json::Value>(&text).ok());
+        let pulled_at = image.pulled_at.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        serde_json::json!({
+            "imageSpec": json(config),
+            "manifest": json(manifest),
+            "layers": image.layers,
+            "os": image.os,
+            "architecture": image.architecture,
+            "created": image.created,
+            "pulledAt": pulled_at,
+            "labels": image.config.labels,
+        })
+        .to_string()
+    }
 }
 
 fn filesystem(info: &FsInfo) -> api::FilesystemUsage {
@@ -87,5 +180,32 @@ fn filesystem(info: &FsInfo) -> api::FilesystemUsage {
         fs_id: Some(api::FilesystemIdentifier { mountpoint: info.mountpoint.to_string_lossy().into_owned() }),
         used_bytes: Some(api::UInt64Value { value: info.used_bytes }),
         inodes_used: Some(api::UInt64Value { value: info.used_inodes }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_are_read() {
+        let check = |text: &str, expected: Option<Duration>| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("grpc-timeout", text.parse().unwrap());
+            assert_eq!(deadline(&metadata), expected, "{text}");
+        };
+        check("1m", Some(Duration::ZERO));
+        check("999u", Some(Duration::ZERO));
+        check("100m", Some(Duration::from_millis(95)));
+        check("2S", Some(Duration::from_millis(1995)));
+        check("99999999H", Some(Duration::from_secs(99_999_999 * 3600) - Duration::from_millis(5)));
+        check("1M", Some(Duration::from_millis(59_995)));
+        check("6000000000n", None);
+        check("90000000n", Some(Duration::from_millis(85)));
+        check("1x", None);
+        check("m", None);
+        check("", None);
+        check("-1m", None);
+        assert_eq!(deadline(&MetadataMap::new()), None);
     }
 }

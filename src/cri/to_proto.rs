@@ -188,10 +188,13 @@ fn resources(spec: &ContainerSpec) -> api::LinuxContainerResources {
     }
 }
 
-/// An image in a list or a status.
+/// An image in a list or a status. A user that is a number is `uid`, any other `username`: kubelet runs neither a number out of
+/// bounds nor a name where a pod must not run as root.
 pub fn image(image: &Image) -> api::Image {
     let user = image.config.user.split(':').next().unwrap_or_default();
-    let uid = user.parse::<u32>().ok().filter(|uid| *uid != u32::MAX);
+    let digits = !user.is_empty() && user.bytes().all(|b| b.is_ascii_digit());
+    // u32::MAX means "as it is" to the kernel: no user has it.
+    let uid = user.parse::<u32>().ok().filter(|uid| digits && *uid != u32::MAX);
     api::Image {
         id: image.id.clone(),
         repo_tags: image.tags.clone(),
@@ -199,7 +202,7 @@ pub fn image(image: &Image) -> api::Image {
         size: image.size,
         uid: uid.map(|uid| api::Int64Value { value: uid.into() }),
         username: if uid.is_some() { String::new() } else { user.into() },
-        spec: Some(api::ImageSpec { image: image.id.clone(), ..Default::default() }),
+        spec: Some(api::ImageSpec { image: image.id.clone(), annotations: map(&image.annotations), ..Default::default() }),
         pinned: image.pinned,
     }
 }

@@ -6,8 +6,9 @@ use reqwest::{Response, StatusCode, header};
 use tokio::sync::mpsc;
 
 use super::digest::Digest;
+use super::http::{Http, Piece, backoff};
 use super::manifest::{ACCEPT, Blob};
-use super::registry::{Endpoint, Http, Piece, RegistryError, backoff};
+use super::registry::{Endpoint, RegistryError};
 use crate::errchain::Chain;
 
 /// Times a transfer may be cut in a row.
@@ -73,6 +74,8 @@ impl Origin {
     }
 
     async fn manifest_from(&self, endpoint: &Endpoint, name: &str, expected: Expected, limit: u64) -> Result<Fetched, RegistryError> {
+        // registries.conf may have given the tag another name; a digest is the same everywhere.
+        let name = endpoint.source.tag.as_deref().filter(|_| matches!(expected, Expected::Anything)).unwrap_or(name);
         let what = format!("manifest {name} of {}", endpoint.source.repository);
         let response = endpoint.get(&self.http, &format!("manifests/{name}"), &what, ACCEPT, 0).await?;
         let content_type = response.headers().get(header::CONTENT_TYPE).and_then(|t| t.to_str().ok()).unwrap_or("").to_string();
@@ -119,9 +122,14 @@ impl Origin {
     async fn stream_from(&self, endpoint: &Endpoint, blob: Blob, what: &str, to: &mpsc::Sender<Piece>, at: &mut u64) -> Result<(), RegistryError> {
         let host = &endpoint.source.host;
         let mut cuts = 0;
+        let path = format!("blobs/{}", blob.digest);
         loop {
             let began = *at;
-            let mut response = endpoint.get(&self.http, &format!("blobs/{}", blob.digest), what, "*/*", *at).await?;
+            let mut response = match endpoint.get(&self.http, &path, what, "*/*", *at).await {
+                // It knows ranges, but not this one: from the beginning then.
+                Err(RegistryError::Status { status: 416, .. }) if *at > 0 => endpoint.get(&self.http, &path, what, "*/*", 0).await?,
+                answer => answer?,
+            };
             let mut skip = skipped(endpoint, &response, blob, what, *at)?;
             loop {
                 let piece = match self.http.chunk(&mut response, host, what).await {

@@ -24,6 +24,28 @@ pub enum ImageError {
         /// Why.
         source: BadReference,
     },
+    /// A short name stands for nothing, or for too much.
+    #[error("image has a short name")]
+    ShortName {
+        /// Why that is no name.
+        source: RegistriesError,
+    },
+    /// registries.conf can't be read, and never could be.
+    #[error("cannot tell where images come from")]
+    Registries {
+        /// Why.
+        source: Arc<RegistriesError>,
+    },
+    /// None of the registries that a short name may mean has the image.
+    #[error("short name {name:?} is found in no registry; before the last: {before}")]
+    NotFoundAnywhere {
+        /// The name.
+        name: String,
+        /// The errors of those tried first.
+        before: String,
+        /// That of the last.
+        source: Box<ImageError>,
+    },
     /// More than one image has an id that begins so.
     #[error("image id {prefix:?} is ambiguous")]
     Ambiguous {
@@ -80,6 +102,9 @@ impl Kinded for ImageError {
     fn kind(&self) -> Kind {
         match self {
             ImageError::Reference { .. } | ImageError::Ambiguous { .. } => Kind::InvalidArgument,
+            ImageError::ShortName { source } => source.kind(),
+            ImageError::Registries { source } => source.kind(),
+            ImageError::NotFoundAnywhere { source, .. } => source.kind(),
             ImageError::Locked { .. } => Kind::FailedPrecondition,
             ImageError::Store { source, .. } => io_kind(source),
             ImageError::NoLayer { .. } => Kind::NotFound,

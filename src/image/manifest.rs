@@ -1,5 +1,7 @@
 //! Manifests and indexes: OCI's and Docker's (schema 2), told apart by their structure, never by their word alone.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 use super::Limits;
@@ -200,6 +202,25 @@ pub fn parse(bytes: &[u8], content_type: &str, platform: &Platform, limits: &Lim
     }
 }
 
+/// Bytes of annotations kept of one image: they stand in every answer about it.
+const MAX_ANNOTATIONS: usize = 4096;
+
+/// A manifest's annotations, in the order of their keys as many as fit.
+pub fn annotations(manifest: &str) -> BTreeMap<String, String> {
+    #[derive(Deserialize)]
+    struct Annotated {
+        annotations: Option<BTreeMap<String, String>>,
+    }
+    let mut room = MAX_ANNOTATIONS;
+    let found = serde_json::from_str::<Annotated>(manifest).ok().and_then(|manifest| manifest.annotations).unwrap_or_default();
+    let fits = |(key, value): &(String, String)| {
+        let left = room.checked_sub(key.len() + value.len());
+        room = left.unwrap_or(room);
+        left.is_some()
+    };
+    found.into_iter().filter(fits).collect()
+}
+
 fn choose(entries: &[Descriptor], platform: &Platform) -> Result<Blob, ManifestError> {
     let known = |entry: &&Descriptor| {
         entry.media_type.is_empty() || INDEXES.contains(&entry.media_type.as_str()) || MANIFESTS.contains(&entry.media_type.as_str())
@@ -268,6 +289,16 @@ mod tests {
         check(&format!(r#"{{"schemaVersion":2,"config":{config},"layers":{many}}}"#), "", Err("more than 500 layers"));
         check("null", "", Err("cannot be read"));
         check("{", "", Err("cannot be read"));
+    }
+
+    #[test]
+    fn annotations_are_kept_as_far_as_they_fit() {
+        let check = |text: &str, keys: &[&str]| assert_eq!(annotations(text).keys().map(String::as_str).collect::<Vec<_>>(), keys, "{text}");
+        check(r#"{"annotations": {"b": "1", "a": "2"}}"#, &["a", "b"]);
+        check(&format!(r#"{{"annotations": {{"a": "{}", "b": "1"}}}}"#, "x".repeat(5000)), &["b"]);
+        check(r#"{"annotations": null}"#, &[]);
+        check(r#"{"annotations": {"a": 1}}"#, &[]);
+        check("{}", &[]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod config;
 pub mod digest;
 mod download;
 mod error;
+mod http;
 mod manifest;
 pub mod platform;
 mod pull;
@@ -19,7 +20,7 @@ mod store;
 mod transport;
 mod unpack;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
@@ -27,12 +28,16 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use crate::errchain::Chain;
+use digest::Digest;
+
 pub use auth::Credentials;
 pub use config::ImageConfig;
 pub use error::{ImageError, PullError};
 pub use platform::Platform;
-use pull::InFlight;
+use pull::{Order, Shared};
 pub use reference::Reference;
+use registries::{Live, Registries, RegistriesError};
 use store::Store;
 
 /// How the store is set up. [`Config::new`] fills in what a node usually has.
@@ -40,12 +45,18 @@ use store::Store;
 pub struct Config {
     /// Holds `images/` and `layers/`, for example /var/lib/copepod. Made if absent, 0700.
     pub root: PathBuf,
-    /// registries.conf, version 2 (containers-registries.conf(5)). May be absent; read again for each pull.
+    /// registries.conf, version 2 (containers-registries.conf(5)). May be absent; read again when it changes.
     pub registries_conf: PathBuf,
     /// Drop-ins (`*.conf`) that are read after it, in the order of their names. May be absent.
     pub registries_conf_dir: PathBuf,
     /// Directories that hold `HOST[:PORT]/*.crt`, `*.cert` and `*.key` (containers-certs.d(5)). The first that has a host wins.
     pub certs_dirs: Vec<PathBuf>,
+    /// Auth files (containers-auth.json(5)), asked in this order where a request has no credentials of its own. May be absent.
+    pub auth_files: Vec<PathBuf>,
+    /// Holds `NAMESPACE.json`, an auth file for the pods of that namespace, asked before the others.
+    pub namespace_auth_dir: Option<PathBuf>,
+    /// How long a credential helper may take.
+    pub credential_helper_timeout: Duration,
     /// Layers of one pull that are fetched and unpacked at once.
     pub max_parallel_layers: usize,
     /// A transfer that brings no byte for so long has failed.
@@ -70,6 +81,9 @@ impl Config {
             registries_conf: "/etc/containers/registries.conf".into(),
             registries_conf_dir: "/etc/containers/registries.conf.d".into(),
             certs_dirs: vec!["/etc/containers/certs.d".into(), "/etc/docker/certs.d".into()],
+            auth_files: Vec::new(),
+            namespace_auth_dir: None,
+            credential_helper_timeout: Duration::from_secs(30),
             max_parallel_layers: 4,
             progress_timeout: Duration::from_secs(60),
             orphan_grace: Duration::from_secs(15 * 60),
@@ -173,6 +187,8 @@ pub struct Image {
     pub layers: Vec<String>,
     /// What the image says about running it.
     pub config: ImageConfig,
+    /// What its manifest is annotated with, as far as that is short.
+    pub annotations: BTreeMap<String, String>,
     /// Whether kubelet must not collect it.
     pub pinned: bool,
     /// When it was last pulled.
@@ -201,14 +217,16 @@ pub struct FsInfo {
 /// The image store. Every method may be called from any thread of a tokio runtime.
 pub struct Images {
     store: Arc<Store>,
-    in_flight: Arc<InFlight>,
+    /// What pulls share.
+    shared: Shared,
+    registries: Arc<Live>,
     pulls: Mutex<HashMap<Key, Weak<Running>>>,
     /// Deletes what start-up found to belong to nothing.
     cleaning: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
-/// What makes two pulls the same.
-type Key = (String, Option<Credentials>);
+/// What makes two pulls the same: the reference, the credentials, and the namespace where that may have some of its own.
+type Key = (String, Option<Credentials>, String);
 
 /// A pull that somebody waits for; the last who goes ends it.
 struct Running {
@@ -227,19 +245,53 @@ impl Drop for Running {
 impl Images {
     /// Opens the store, made if it is not there, and repairs what a crash left. Blocks.
     pub fn open(config: Config) -> Result<Arc<Images>, ImageError> {
+        let registries = Arc::new(Live::new(config.registries_conf.clone(), config.registries_conf_dir.clone()));
         let (store, garbage) = Store::open(config)?;
+        // Said now and not at the first pull; what is right is what a later mistake falls back to.
+        let _ = registries.current();
         let cleaning = (!garbage.is_empty()).then(|| {
             let store = Arc::clone(&store);
             std::thread::spawn(move || garbage.iter().for_each(|path| store.delete(path)))
         });
-        Ok(Arc::new(Images { store, in_flight: Arc::default(), pulls: Mutex::default(), cleaning: Mutex::new(cleaning) }))
+        let shared = Shared { store: Arc::clone(&store), in_flight: Arc::default(), tokens: Arc::default() };
+        Ok(Arc::new(Images { store, shared, registries, pulls: Mutex::default(), cleaning: Mutex::new(cleaning) }))
     }
 
     /// Pulls an image and answers when all of it is on disk. Pulls of the same image with the same credentials are one pull;
     /// it ends early when nobody waits for it any more. The caller's deadline is the caller's: it drops the future.
     pub async fn pull(self: &Arc<Self>, reference: &str, auth: Option<Credentials>) -> Result<Arc<Image>, ImageError> {
-        let reference = Reference::parse(reference)?;
-        let running = self.join(&reference, auth);
+        self.pull_for(reference, auth, "").await
+    }
+
+    /// The same for a pod of a namespace (a name of one path component), which may have an auth file.
+    pub async fn pull_for(self: &Arc<Self>, text: &str, auth: Option<Credentials>, namespace: &str) -> Result<Arc<Image>, ImageError> {
+        let live = Arc::clone(&self.registries);
+        let registries = tokio::task::spawn_blocking(move || live.current()).await.map_err(|source| ImageError::Thread { source })?;
+        let registries = registries.map_err(|source| ImageError::Registries { source })?;
+        // Who chose credentials for a short name took it for Docker Hub's: no other registry is shown them.
+        let auth = auth.map(|auth| match reference::is_short(text) && auth.server_address.is_empty() {
+            true => Credentials { server_address: "docker.io".into(), ..auth },
+            false => auth,
+        });
+        let mut failed = Vec::new();
+        for reference in registries.resolve(text)? {
+            let order = Order { reference, auth: auth.clone(), namespace: namespace.to_string() };
+            match self.pull_one(order, &registries).await {
+                Ok(image) => return Ok(image),
+                Err(error) => failed.push(error),
+            }
+        }
+        let last = failed.pop().unwrap_or_else(|| ImageError::ShortName { source: RegistriesError::NoSearch { name: text.to_string() } });
+        if failed.is_empty() {
+            return Err(last);
+        }
+        let before: Vec<String> = failed.iter().map(|error| Chain(error).to_string()).collect();
+        Err(ImageError::NotFoundAnywhere { name: text.to_string(), before: before.join("; "), source: Box::new(last) })
+    }
+
+    async fn pull_one(self: &Arc<Self>, order: Order, registries: &Arc<Registries>) -> Result<Arc<Image>, ImageError> {
+        let reference = order.reference.clone();
+        let running = self.join(order, registries);
         let mut outcome = running.outcome.clone();
         let outcome = match outcome.wait_for(Option::is_some).await {
             Ok(outcome) => outcome.clone(),
@@ -249,8 +301,9 @@ impl Images {
     }
 
     /// The pull of this image, started if there is none.
-    fn join(self: &Arc<Self>, reference: &Reference, auth: Option<Credentials>) -> Arc<Running> {
-        let key = (reference.to_string(), auth.clone());
+    fn join(self: &Arc<Self>, order: Order, registries: &Arc<Registries>) -> Arc<Running> {
+        let namespace = self.store.config.namespace_auth_dir.as_ref().map_or_else(String::new, |_| order.namespace.clone());
+        let key = (order.reference.to_string(), order.auth.clone(), namespace);
         let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
         pulls.retain(|_, pull| pull.strong_count() > 0);
         // One that has its answer is over, though somebody may not have read it yet.
@@ -259,9 +312,9 @@ impl Images {
             return running;
         }
         let (answer, outcome) = watch::channel(None);
-        let (store, in_flight, reference) = (Arc::clone(&self.store), Arc::clone(&self.in_flight), reference.clone());
+        let (store, shared, registries) = (Arc::clone(&self.store), self.shared.clone(), Arc::clone(registries));
         let task = tokio::spawn(async move {
-            let outcome = pull::run(Arc::clone(&store), in_flight, reference, auth).await;
+            let outcome = pull::run(shared, registries, order).await;
             match &outcome {
                 Err(error) if pull::is_full(error) => {
                     let cleared = tokio::task::spawn_blocking(move || store.reap(Duration::ZERO)).await;
@@ -283,7 +336,8 @@ impl Images {
     }
 
     /// The image that `reference` names: an image id (`sha256:…`, its digits, or at least three of the first that no other image
-    /// shares), a tag, or a digest reference. A name comes before the digits of an id. Never waits.
+    /// shares), a tag, or a digest reference. A name comes before the digits of an id; a short name stands for what it would be
+    /// pulled as. Waits for nothing but stat(2) of registries.conf where the name is a short one.
     pub fn find(&self, reference: &str) -> Result<Option<Arc<Image>>, ImageError> {
         let hex = |digits: &str| (MIN_PREFIX..=64).contains(&digits.len()) && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         if let Some(digits) = reference.strip_prefix("sha256:").filter(|digits| hex(digits)) {
@@ -293,10 +347,24 @@ impl Images {
             return self.store.by_id(reference);
         }
         let parsed = Reference::parse(reference)?;
-        match self.store.by_reference(&parsed.to_string()) {
+        let candidates = match reference::is_short(reference) {
+            true => self.registries.current().map_err(|source| ImageError::Registries { source })?.candidates(reference)?,
+            false => vec![parsed],
+        };
+        match candidates.iter().find_map(|candidate| self.store.by_reference(&candidate.to_string())) {
             None if hex(reference) => self.store.by_id(reference),
             found => Ok(found),
         }
+    }
+
+    /// What is wrong with the files that say where images come from: what they said before is in force. Never waits.
+    pub fn problem(&self) -> Option<String> {
+        self.registries.problem()
+    }
+
+    /// An image's configuration and its manifest, word for word; `None`: it is gone.
+    pub fn documents(&self, image: &Image) -> Option<(String, String)> {
+        self.store.documents(Digest::parse(&image.id).ok()?)
     }
 
     /// Removes the image that `reference` names, with all its tags. One that is not there is no error. Layers that a lease holds

@@ -7,15 +7,16 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::Config;
-use super::auth::Credentials;
+use super::auth::{Credentials, Keyring, Tokens};
 use super::config::Blob as ConfigBlob;
 use super::digest::Digest;
 use super::download::{Expected, Fetched, Origin};
 use super::error::{ImageError, PullError};
+use super::http::{Http, Piece};
 use super::manifest::{self, Blob, Document};
 use super::reference::Reference;
 use super::registries::Registries;
-use super::registry::{Endpoint, Http, Piece, RegistryError};
+use super::registry::{Endpoint, RegistryError};
 use super::store::{self, NewImage, Pins, Store};
 use super::transport::Transport;
 use super::unpack::{self, Pieces, UnpackError, Unpacked};
@@ -43,16 +44,38 @@ impl InFlight {
     }
 }
 
+/// What a pull is to bring, and on whose behalf.
+#[derive(Debug, Clone)]
+pub(super) struct Order {
+    pub(super) reference: Reference,
+    /// The request's credentials.
+    pub(super) auth: Option<Credentials>,
+    /// The pod's namespace; empty: unknown.
+    pub(super) namespace: String,
+}
+
+/// What all pulls share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) store: Arc<Store>,
+    pub(super) in_flight: Arc<InFlight>,
+    pub(super) tokens: Arc<Tokens>,
+}
+
 /// Where an image comes from, with the credentials that go there.
-async fn origin(config: &Config, reference: &Reference, auth: Option<Credentials>) -> Result<Origin, PullError> {
-    let (file, drop_ins) = (config.registries_conf.clone(), config.registries_conf_dir.clone());
-    let registries = blocking(move || Registries::read(&file, &drop_ins)).await?.map_err(|source| PullError::Registries { source })?;
-    let sources = registries.sources(reference).map_err(|source| PullError::Registries { source })?;
-    let transport = Transport::new(&config.certs_dirs, config.progress_timeout);
-    let endpoints = sources.into_iter().map(|source| {
-        let credentials = auth.clone().filter(|auth| auth.are_for(&source.host, reference.domain(), source.mirror));
-        Endpoint::new(source, credentials)
+fn origin(config: &Config, order: &Order, registries: &Registries, tokens: &Arc<Tokens>) -> Result<Origin, PullError> {
+    let sources = registries.sources(&order.reference).map_err(|source| PullError::Registries { source })?;
+    let namespace_dir = config.namespace_auth_dir.as_ref().filter(|_| !order.namespace.is_empty());
+    let keyring = Arc::new(Keyring {
+        given: order.auth.clone(),
+        domain: order.reference.domain().to_string(),
+        namespace_file: namespace_dir.map(|dir| dir.join(format!("{}.json", order.namespace))),
+        files: config.auth_files.clone(),
+        helpers: registries.credential_helpers(),
+        helper_timeout: config.credential_helper_timeout,
     });
+    let transport = Transport::new(&config.certs_dirs, config.progress_timeout);
+    let endpoints = sources.into_iter().map(|source| Endpoint::new(source, Arc::clone(&keyring), Arc::clone(tokens)));
     Ok(Origin::new(Http::new(transport, config.progress_timeout), endpoints.collect()))
 }
 
@@ -61,14 +84,11 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 }
 
 /// Pulls an image.
-pub(super) async fn run(
-    store: Arc<Store>,
-    in_flight: Arc<InFlight>,
-    reference: Reference,
-    auth: Option<Credentials>,
-) -> Result<Arc<Image>, PullError> {
+pub(super) async fn run(shared: Shared, registries: Arc<Registries>, order: Order) -> Result<Arc<Image>, PullError> {
+    let Shared { store, in_flight, tokens } = shared;
     let config = &store.config;
-    let origin = Arc::new(origin(config, &reference, auth).await?);
+    let origin = Arc::new(origin(config, &order, &registries, &tokens)?);
+    let reference = order.reference;
     let (top, manifest, config_blob, layers) = resolve(&origin, &reference, config).await?;
     let text = match store.config_text(config_blob.digest) {
         Some(text) => text,

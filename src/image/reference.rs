@@ -57,7 +57,7 @@ pub enum BadReference {
         source: BadDigest,
     },
     /// 64 hexadecimal digits name an image by its id, not a repository.
-    #[error("64 hexadecimal digits are an image id, not a repository")]
+    #[error("64 hexadecimal digits are an image id, which names no repository")]
     Id,
 }
 
@@ -81,7 +81,8 @@ impl Reference {
             Some(colon) => (&rest[..colon], Some(&rest[colon + 1..])),
             None => (rest, None),
         };
-        if name.len() == 64 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        let is_id = |text: &str| text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if is_id(name) || (name == "sha256" && tag.is_some_and(is_id)) {
             return Err(BadReference::Id);
         }
         let (domain, path) = match name.split_once('/') {
@@ -146,8 +147,14 @@ impl fmt::Display for Reference {
     }
 }
 
+/// Whether a reference names no registry. Asked of what [`Reference::parse`] takes.
+pub(super) fn is_short(text: &str) -> bool {
+    let name = text.split('@').next().unwrap_or("");
+    name.split_once('/').is_none_or(|(first, _)| !is_domain(first))
+}
+
 /// Whether what stands before the first slash is a registry and not the first component of a repository on docker.io.
-fn is_domain(first: &str) -> bool {
+pub(super) fn is_domain(first: &str) -> bool {
     first.contains(['.', ':']) || first == "localhost" || first.bytes().any(|b| b.is_ascii_uppercase())
 }
 
@@ -206,7 +213,7 @@ fn is_component(component: &str) -> bool {
     bytes.split(|&b| alphanumeric(b)).filter(|run| !run.is_empty()).all(|run| matches!(run, b"." | b"_" | b"__") || run.iter().all(|&b| b == b'-'))
 }
 
-fn check_tag(tag: &str) -> Result<(), BadReference> {
+pub(super) fn check_tag(tag: &str) -> Result<(), BadReference> {
     if tag.len() > MAX_TAG {
         return Err(BadReference::TooLong { part: "tag", limit: MAX_TAG });
     }
@@ -243,6 +250,21 @@ mod tests {
         let both = Reference::parse(&format!("reg.io/a:tag@{D}")).unwrap();
         assert_eq!((both.tag(), both.digest()), (Some("tag"), Some(Digest::of(b""))));
         assert_eq!(Reference::parse(&format!("reg.io/a@{D}")).unwrap().tag(), None);
+    }
+
+    #[test]
+    fn short_names_name_no_registry() {
+        let check = |text: &str, short: bool| assert_eq!(is_short(text), short, "{text}");
+        check("busybox", true);
+        check("busybox:1.36", true);
+        check(&format!("user/app:v1@{D}"), true);
+        check("docker.io", true);
+        check("docker.io/busybox", false);
+        check("localhost/app", false);
+        check("localhost:5000/app", false);
+        check("reg:5000/app", false);
+        check("UPPER/app", false);
+        check("a.b/c", false);
     }
 
     #[test]
@@ -294,6 +316,7 @@ mod tests {
             "docker.io",
             "library/",
             id,
+            D,
         ] {
             if bad == "docker.io" {
                 // Odd but allowed by the grammar: a repository on Docker Hub.

@@ -4,26 +4,24 @@
 //! An [`Endpoint`] is one registry as one pull sees it. Credentials are shown to its own origin and to the token service it
 //! names, never to where a redirect leads.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use reqwest::header::{self, HeaderMap};
 use reqwest::{Response, StatusCode, Url};
 use serde::Deserialize;
-use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::sync::{Mutex, OnceCell};
 
-use super::auth::{self, Credentials};
+use super::auth::{self, AuthError, Credentials, Grant, Keyring, Tokens};
+use super::http::{Http, backoff, retry_after, set};
 use super::registries::Source;
-use super::transport::{Transport, TransportError};
+use super::transport::TransportError;
 use crate::errchain::{Kind, Kinded};
 
 /// Redirects followed for one request.
 const MAX_REDIRECTS: usize = 10;
 /// Times one request is sent when the registry is busy or breaks the connection.
 const MAX_ATTEMPTS: u32 = 5;
-/// Longest wait that a Retry-After may ask of us.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
 /// Bytes of an error's or a token's body.
 const MAX_BODY: u64 = 1 << 20;
 
@@ -91,6 +89,16 @@ pub enum RegistryError {
         realm: String,
         /// What is wrong.
         why: &'static str,
+    },
+    /// It wants credentials, and looking for them failed.
+    #[error("registry {host} asks for credentials for {what}, which cannot be had")]
+    Credentials {
+        /// Which.
+        host: String,
+        /// For what.
+        what: String,
+        /// Why.
+        source: AuthError,
     },
     /// No client for it.
     #[error("cannot set up a connection to registry {host}")]
@@ -161,6 +169,7 @@ impl Kinded for RegistryError {
             RegistryError::TooLarge { .. } => Kind::ResourceExhausted,
             RegistryError::Abandoned { .. } => Kind::Aborted,
             RegistryError::AllFailed { source, .. } => source.kind(),
+            RegistryError::Credentials { source, .. } => source.kind(),
             RegistryError::Client { .. } | RegistryError::Redirect { .. } | RegistryError::Mismatch { .. } | RegistryError::Status { .. } => {
                 Kind::FailedPrecondition
             }
@@ -171,7 +180,10 @@ impl Kinded for RegistryError {
 /// A registry with a repository of it, for the length of a pull.
 pub struct Endpoint {
     pub(super) source: Source,
-    credentials: Option<Credentials>,
+    keyring: Arc<Keyring>,
+    /// What the keyring has for it, looked up when it is asked for.
+    credentials: OnceCell<Option<Credentials>>,
+    tokens: Arc<Tokens>,
     /// HTTPS did not work and need not.
     plain: AtomicBool,
     access: Mutex<Access>,
@@ -181,6 +193,8 @@ pub struct Endpoint {
 #[derive(Default, Clone)]
 struct Access {
     header: Option<String>,
+    /// The header has a token that an earlier pull was given.
+    kept: bool,
     round: u64,
 }
 
@@ -188,25 +202,13 @@ struct Access {
 struct Token {
     token: Option<String>,
     access_token: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct ErrorBody {
-    errors: Vec<ErrorEntry>,
-}
-
-#[derive(Deserialize)]
-struct ErrorEntry {
-    #[serde(default)]
-    code: String,
-    #[serde(default)]
-    message: String,
+    expires_in: Option<u64>,
 }
 
 impl Endpoint {
-    /// `credentials`: those of the request, if they may be shown here.
-    pub fn new(source: Source, credentials: Option<Credentials>) -> Self {
-        Self { source, credentials, plain: AtomicBool::new(false), access: Mutex::default() }
+    /// A source, the credentials that there may be for it, and the tokens of earlier pulls.
+    pub fn new(source: Source, keyring: Arc<Keyring>, tokens: Arc<Tokens>) -> Self {
+        Self { source, keyring, credentials: OnceCell::new(), tokens, plain: AtomicBool::new(false), access: Mutex::default() }
     }
 
     /// Gets `path` of the repository (`manifests/…`, `blobs/…`) from byte `from` on. The answer is a success.
@@ -243,7 +245,7 @@ impl Endpoint {
                     let now = self.access.lock().await;
                     // Another layer's request may have renewed the token meanwhile.
                     if now.round == access.round {
-                        if challenged {
+                        if challenged && !now.kept {
                             return Err(self.unauthorized(what, "the credentials given are not accepted"));
                         }
                         self.authorize(http, now, &response, what).await?;
@@ -288,7 +290,7 @@ impl Endpoint {
             if let Some(authorization) = authorization.filter(|_| own) {
                 set(&mut headers, header::AUTHORIZATION, authorization);
             }
-            let response = http.send(reqwest::Method::GET, &url, headers, None, self, what).await?;
+            let response = http.send(reqwest::Method::GET, &url, headers, None, self.source.insecure, what).await?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return Ok((response, own));
             }
@@ -315,11 +317,20 @@ impl Endpoint {
     ) -> Result<(), RegistryError> {
         let headers = response.headers().get_all(header::WWW_AUTHENTICATE);
         let challenges: Vec<_> = headers.iter().filter_map(|h| h.to_str().ok()).flat_map(auth::challenges).collect();
-        let user = self.credentials.as_ref().and_then(Credentials::user_and_password);
+        let lookup = self.credentials.get_or_try_init(|| self.keyring.credentials(&self.source)).await;
+        let fail = |source| RegistryError::Credentials { host: self.source.host.clone(), what: what.into(), source };
+        let credentials = lookup.map_err(fail)?.as_ref();
+        let user = credentials.and_then(Credentials::user_and_password);
+        let refused = access.header.take();
+        access.kept = false;
         let header = if let Some(bearer) = challenges.iter().find(|c| c.scheme == "bearer") {
-            match self.credentials.as_ref().map(|c| c.registry_token.as_str()).filter(|t| !t.is_empty()) {
+            match credentials.map(|c| c.registry_token.as_str()).filter(|t| !t.is_empty()) {
                 Some(token) => format!("Bearer {token}"),
-                None => format!("Bearer {}", self.token(http, bearer, user, what).await?),
+                None => {
+                    let (token, kept) = self.token(http, bearer, credentials, refused.as_deref(), what).await?;
+                    access.kept = kept;
+                    format!("Bearer {token}")
+                }
             }
         } else if challenges.iter().any(|c| c.scheme == "basic") {
             let (user, password) = user.ok_or_else(|| self.unauthorized(what, "it asks for a user and a password, and none were given"))?;
@@ -332,8 +343,16 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Gets a token (distribution's "Token Authentication Specification"; with an identity token its OAuth2 form).
-    async fn token(&self, http: &Http, challenge: &auth::Challenge, user: Option<(String, String)>, what: &str) -> Result<String, RegistryError> {
+    /// A token: one that is still good, or a new one (distribution's "Token Authentication Specification"; with an identity token
+    /// its OAuth2 form). `refused`: the header with the last one. Beside it: whether it is of an earlier pull.
+    async fn token(
+        &self,
+        http: &Http,
+        challenge: &auth::Challenge,
+        credentials: Option<&Credentials>,
+        refused: Option<&str>,
+        what: &str,
+    ) -> Result<(String, bool), RegistryError> {
         let realm = challenge.parameter("realm").unwrap_or("");
         let fail = |why| RegistryError::Token { host: self.source.host.clone(), realm: realm.chars().take(200).collect(), why };
         let mut url = Url::parse(realm).map_err(|_| fail("it is no URL"))?;
@@ -342,10 +361,21 @@ impl Endpoint {
             return Err(fail("it is not served by HTTPS"));
         }
         let scope = challenge.parameter("scope").map_or_else(|| format!("repository:{}:pull", self.source.repository), str::to_string);
+        let service = challenge.parameter("service").unwrap_or("").to_string();
+        let grant = Grant { realm: realm.into(), service: service.clone(), scope: scope.clone(), credentials: credentials.cloned() };
+        if let Some(refused) = refused.and_then(|header| header.strip_prefix("Bearer ")) {
+            self.tokens.forget(refused);
+        }
+        if let Some(token) = self.tokens.get(&grant) {
+            return Ok((token, true));
+        }
         let mut fields = vec![("scope", scope)];
-        fields.extend(challenge.parameter("service").map(|service| ("service", service.to_string())));
+        if !service.is_empty() {
+            fields.push(("service", service));
+        }
         let mut headers = HeaderMap::new();
-        let identity = self.credentials.as_ref().map(|c| c.identity_token.clone()).filter(|t| !t.is_empty());
+        let user = credentials.and_then(Credentials::user_and_password);
+        let identity = credentials.map(|c| c.identity_token.clone()).filter(|t| !t.is_empty());
         let known = identity.is_some() || user.is_some();
         let response = if let Some(identity) = identity {
             fields.extend([("grant_type", "refresh_token".into()), ("client_id", "copepod".into()), ("refresh_token", identity)]);
@@ -353,14 +383,14 @@ impl Endpoint {
             let mut form = url.clone();
             form.query_pairs_mut().clear().extend_pairs(&fields);
             let body = form.query().unwrap_or("").to_string();
-            http.send(reqwest::Method::POST, &url, headers, Some(body), self, "token").await?
+            http.send(reqwest::Method::POST, &url, headers, Some(body), self.source.insecure, "token").await?
         } else {
             if let Some((user, password)) = user {
                 set(&mut headers, header::AUTHORIZATION, &auth::basic(&user, &password));
                 fields.push(("account", user));
             }
             url.query_pairs_mut().extend_pairs(&fields);
-            http.send(reqwest::Method::GET, &url, headers, None, self, "token").await?
+            http.send(reqwest::Method::GET, &url, headers, None, self.source.insecure, "token").await?
         };
         match response.status() {
             status if status.is_success() => {}
@@ -371,140 +401,13 @@ impl Endpoint {
             _ => return Err(fail("it answers with an error")),
         }
         let body = http.body(response, MAX_BODY, &self.source.host, "token").await?;
-        let token: Token = serde_json::from_slice(&body).map_err(|_| fail("its answer is no token"))?;
-        let token = token.token.filter(|t| !t.is_empty()).or(token.access_token).unwrap_or_default();
+        let answer: Token = serde_json::from_slice(&body).map_err(|_| fail("its answer is no token"))?;
+        let token = answer.token.filter(|t| !t.is_empty()).or(answer.access_token).unwrap_or_default();
         // What can't stand in a header is no token.
-        let fits = !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic());
-        if fits { Ok(token) } else { Err(fail("its answer is no token")) }
-    }
-}
-
-/// Sends requests with a deadline on every wait.
-pub struct Http {
-    transport: Transport,
-    progress: Duration,
-}
-
-impl Http {
-    /// `progress`: longest wait for the next byte.
-    pub fn new(transport: Transport, progress: Duration) -> Self {
-        Self { transport, progress }
-    }
-
-    async fn send(
-        &self,
-        method: reqwest::Method,
-        url: &Url,
-        headers: HeaderMap,
-        body: Option<String>,
-        endpoint: &Endpoint,
-        what: &str,
-    ) -> Result<Response, RegistryError> {
-        let host = match (url.host_str(), url.port()) {
-            (Some(host), Some(port)) => format!("{host}:{port}"),
-            (host, _) => host.unwrap_or("").to_string(),
-        };
-        let insecure = endpoint.source.insecure;
-        let client = self
-            .transport
-            .client(&host, url.scheme() == "https", !insecure)
-            .map_err(|source| RegistryError::Client { host: host.clone(), source })?;
-        let mut request = client.request(method, url.clone()).headers(headers);
-        if let Some(body) = body {
-            request = request.body(body);
+        if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(fail("its answer is no token"));
         }
-        match timeout(self.progress, request.send()).await {
-            Err(_) => Err(self.stalled(&host, &format!("request for {what}"))),
-            Ok(Ok(response)) => Ok(response),
-            // The URL may hold a signature that opens the object to anybody.
-            Ok(Err(source)) => Err(RegistryError::Unreachable { hint: hint(&source, insecure), host, source: source.without_url() }),
-        }
-    }
-
-    pub(super) fn stalled(&self, host: &str, stage: &str) -> RegistryError {
-        RegistryError::Stalled { stage: stage.to_string(), host: host.to_string(), seconds: self.progress.as_secs() }
-    }
-
-    /// The next piece of an answer's body; a deadline of its own.
-    pub(super) async fn chunk(&self, response: &mut Response, host: &str, what: &str) -> Result<Option<Piece>, RegistryError> {
-        match timeout(self.progress, response.chunk()).await {
-            Err(_) => Err(self.stalled(host, what)),
-            Ok(Ok(chunk)) => Ok(chunk.map(|bytes| Piece(Box::new(bytes)))),
-            Ok(Err(source)) => Err(RegistryError::Unreachable { host: host.to_string(), hint: "", source: source.without_url() }),
-        }
-    }
-
-    /// A whole body of at most `limit` bytes.
-    pub(super) async fn body(&self, mut response: Response, limit: u64, host: &str, what: &str) -> Result<Vec<u8>, RegistryError> {
-        let mut body = Vec::new();
-        while let Some(piece) = self.chunk(&mut response, host, what).await? {
-            body.extend_from_slice(piece.as_ref());
-            if body.len() as u64 > limit {
-                return Err(RegistryError::TooLarge { host: host.to_string(), what: what.to_string(), limit });
-            }
-        }
-        Ok(body)
-    }
-
-    /// What a registry says about its error, as far as it can be shown to somebody.
-    async fn error_message(&self, response: Response) -> String {
-        let Ok(body) = self.body(response, 64 << 10, "", "").await else { return String::new() };
-        let Ok(body) = serde_json::from_slice::<ErrorBody>(&body) else { return String::new() };
-        let shown = body.errors.iter().take(3).map(|error| format!(": {} {}", error.code, error.message));
-        shown.collect::<String>().chars().filter(|c| !c.is_control()).take(300).collect()
-    }
-}
-
-/// Some bytes of a body.
-pub struct Piece(Box<dyn AsRef<[u8]> + Send>);
-
-impl Piece {
-    /// The bytes from `start` to `end`.
-    pub(super) fn cut(self, start: usize, end: usize) -> Piece {
-        struct Part(Piece, usize, usize);
-        impl AsRef<[u8]> for Part {
-            fn as_ref(&self) -> &[u8] {
-                &self.0.as_ref()[self.1..self.2]
-            }
-        }
-        if start == 0 && end == self.as_ref().len() { self } else { Piece(Box::new(Part(self, start, end))) }
-    }
-}
-
-impl AsRef<[u8]> for Piece {
-    fn as_ref(&self) -> &[u8] {
-        (*self.0).as_ref()
-    }
-}
-
-/// What an operator may want to know about a failed connection.
-fn hint(error: &reqwest::Error, insecure: bool) -> &'static str {
-    if !error.is_connect() || insecure {
-        return "";
-    }
-    let chain = crate::errchain::Chain(error).to_string();
-    if chain.contains("InvalidContentType") || chain.contains("corrupt message") || chain.contains("handshake eof") {
-        " (it does not speak TLS: if that is meant, set insecure = true for it in registries.conf)"
-    } else if chain.contains("certificate") {
-        " (its certificate is not trusted: put its CA into certs.d, or set insecure = true for it in registries.conf)"
-    } else {
-        ""
-    }
-}
-
-pub(super) fn backoff(attempt: u32) -> Duration {
-    Duration::from_millis(200 << attempt.min(5))
-}
-
-/// Retry-After in seconds; a date is left to our own patience.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER))
-}
-
-fn set(headers: &mut HeaderMap, name: header::HeaderName, value: &str) {
-    if let Ok(mut value) = header::HeaderValue::from_str(value) {
-        value.set_sensitive(name == header::AUTHORIZATION);
-        headers.insert(name, value);
+        self.tokens.put(grant, &token, answer.expires_in);
+        Ok((token, false))
     }
 }

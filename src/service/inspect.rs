@@ -108,6 +108,8 @@ impl Service {
                     "stateOnTmpfs": rustix::fs::statfs(&self.config.state).is_ok_and(|fs| fs.f_type == TMPFS_MAGIC),
                 }),
             ),
+            // What registries.conf said before is in force.
+            ("registries", json!({ "problem": self.images.problem() })),
             ("counts", json!({ "sandboxes": self.sandboxes().len(), "containers": self.containers().len() })),
         ]
     }

@@ -1,6 +1,6 @@
 //! Image references and the credentials of a pull.
 
-use super::missing;
+use super::{bad, missing};
 use crate::api;
 use crate::errchain::Remote;
 
@@ -15,6 +15,13 @@ pub fn credentials(auth: Option<api::AuthConfig>) -> Option<crate::image::Creden
         identity_token: auth.identity_token,
         registry_token: auth.registry_token,
     })
+}
+
+/// The namespace of the pod that an image is pulled for; empty: unknown. It becomes a file's name.
+pub fn pull_namespace(sandbox: Option<api::PodSandboxConfig>) -> Result<String, Remote> {
+    let namespace = sandbox.and_then(|config| config.metadata).map(|metadata| metadata.namespace).unwrap_or_default();
+    let fits = namespace.len() <= 253 && !namespace.starts_with('.') && !namespace.contains(['/', '\0']);
+    if fits { Ok(namespace) } else { Err(bad("sandbox_config.metadata.namespace", &namespace, "is no name of a namespace")) }
 }
 
 /// The reference of an image spec.

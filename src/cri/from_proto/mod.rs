@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Component, PathBuf};
 
 pub use container::container;
-pub use image::{credentials, image};
+pub use image::{credentials, image, pull_namespace};
 pub use sandbox::sandbox;
 
 use crate::errchain::{Kind, Remote};

@@ -23,6 +23,7 @@ use rustix::fs::{CWD, Mode};
 
 use super::config::Blob;
 use super::digest::Digest;
+use super::manifest;
 use super::reference::Reference;
 use super::unpack::{self, Unpacked, remove};
 use super::{Config, Image, ImageConfig, ImageError, Step};
@@ -71,6 +72,7 @@ struct Stored {
     record: ImageRecord,
     diff_ids: Vec<Digest>,
     config: ImageConfig,
+    annotations: BTreeMap<String, String>,
     created: String,
     os: String,
     architecture: String,
@@ -88,6 +90,7 @@ impl Stored {
             size: 0,
             layers: Vec::new(),
             config: ImageConfig::default(),
+            annotations: BTreeMap::new(),
             pinned: false,
             pulled_at: UNIX_EPOCH,
             created: String::new(),
@@ -95,7 +98,9 @@ impl Stored {
             architecture: String::new(),
         });
         let text = |field: Option<String>| field.unwrap_or_default();
-        Self { diff_ids, config, created: text(blob.created), os: text(blob.os), architecture: text(blob.architecture), record, image }
+        let annotations = manifest::annotations(&record.manifest);
+        let (created, os, architecture) = (text(blob.created), text(blob.os), text(blob.architecture));
+        Self { diff_ids, config, annotations, created, os, architecture, record, image }
     }
 }
 
@@ -189,6 +194,7 @@ impl State {
             size,
             layers: names,
             config: stored.config.clone(),
+            annotations: stored.annotations.clone(),
             pinned,
             pulled_at: UNIX_EPOCH + Duration::from_nanos(stored.record.pulled_at),
             created: stored.created.clone(),
@@ -288,6 +294,11 @@ impl Store {
     /// The configuration of an image that we have, word for word.
     pub(super) fn config_text(&self, id: Digest) -> Option<String> {
         self.state().images.get(&id).map(|stored| stored.record.config.clone())
+    }
+
+    /// The configuration and the manifest of an image.
+    pub(super) fn documents(&self, id: Digest) -> Option<(String, String)> {
+        self.state().images.get(&id).map(|stored| (stored.record.config.clone(), stored.record.manifest.clone()))
     }
 
     /// Bytes and inodes of everything.

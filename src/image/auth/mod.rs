@@ -1,9 +1,19 @@
-//! Credentials from a request, to whom they may be shown, and the challenges of registries.
+//! Credentials: from a request, from auth files, from credential helpers; to whom they may be shown; what registries ask for.
+
+mod file;
+mod helper;
+mod keyring;
+mod token;
 
 use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+
+pub(super) use file::is_helper_name;
+pub use keyring::AuthError;
+pub(super) use keyring::Keyring;
+pub(super) use token::{Grant, Tokens};
 
 /// What the CRI's AuthConfig holds. Never printed.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
