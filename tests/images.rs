@@ -1,6 +1,12 @@
 //! Images from real and from hostile registries; `images/store.rs` kills, fills up and damages the store.
 #![cfg(feature = "daemon")]
 
+#[path = "images/auth.rs"]
+mod auth;
+#[path = "images/names.rs"]
+mod names;
+#[path = "images/network.rs"]
+mod network;
 #[path = "images/registry.rs"]
 mod registry;
 #[path = "common/root.rs"]
@@ -83,6 +89,22 @@ async fn fails(images: &Arc<Images>, reference: &str, auth: Option<Credentials>,
     let error = images.pull(reference, auth).await.expect_err(part);
     let text = Chain(&error).to_string();
     assert_eq!((error.kind(), text.contains(part)), (kind, true), "{text}");
+}
+
+/// Runs a test of this program in a process of its own, which has other variables in its environment.
+async fn elsewhere(test: &str, directory: &Path, variables: &[(&str, String)]) {
+    let mut child = copepod::sys::process::command(std::env::current_exe().unwrap());
+    child.args(["--exact", test, "--nocapture"]).env("COPEPOD_TEST_CHILD", test).env("COPEPOD_TEST_DIRECTORY", directory);
+    child.envs(variables.iter().map(|(name, value)| (name, value)));
+    let output = tokio::task::spawn_blocking(move || child.output().unwrap()).await.unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+/// The directory given to [`elsewhere`], in the process that it started for this test and in no other.
+fn child_of(test: &str) -> Option<PathBuf> {
+    let mine = std::env::var("COPEPOD_TEST_CHILD").is_ok_and(|name| name == test);
+    mine.then(|| std::env::var_os("COPEPOD_TEST_DIRECTORY").unwrap().into())
 }
 
 /// Every file of the image's layers is there, with its content.

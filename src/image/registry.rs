@@ -249,8 +249,8 @@ impl Endpoint {
                             return Err(self.unauthorized(what, "the credentials given are not accepted"));
                         }
                         self.authorize(http, now, &response, what).await?;
+                        challenged = true;
                     }
-                    challenged = true;
                 }
                 status if (status.is_server_error() || matches!(status.as_u16(), 408 | 429)) && attempts < MAX_ATTEMPTS => {
                     tokio::time::sleep(retry_after(response.headers()).unwrap_or_else(|| backoff(attempts))).await;

@@ -29,6 +29,14 @@ pub enum TransportError {
         /// Why.
         source: rustls::pki_types::pem::Error,
     },
+    /// A file of certs.d is well formed, but no certificate.
+    #[error("cannot use {path}")]
+    Unfit {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
     /// A certificate or key was not accepted.
     #[error("cannot set up TLS for {host}")]
     Tls {
@@ -78,7 +86,10 @@ impl Transport {
 
     /// A client for `host` (`name[:port]`). May read files; a pull does so a few times.
     pub fn client(&self, host: &str, tls: bool, verified: bool) -> Result<reqwest::Client, TransportError> {
-        let directory = if tls { self.certs_dirs.iter().map(|dir| dir.join(host)).find(|dir| dir.is_dir()) } else { None };
+        // Docker Hub's directory has the name that images have.
+        let named = if host == "registry-1.docker.io" { "docker.io" } else { host };
+        let mut directories = self.certs_dirs.iter().map(|dir| dir.join(named)).filter(|_| tls);
+        let directory = directories.find(|dir| dir.is_dir());
         let kind = Kind { host: directory.is_some().then(|| host.to_string()), tls, verified };
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = clients.get(&kind) {
@@ -111,7 +122,8 @@ impl Transport {
             let mut roots = self.roots();
             for path in files.iter().filter(|path| path.extension().is_some_and(|e| e == "crt")) {
                 for certificate in certificates(path)? {
-                    Arc::make_mut(&mut roots).add(certificate).map_err(fail)?;
+                    let unfit = |source| TransportError::Unfit { path: path.clone(), source };
+                    Arc::make_mut(&mut roots).add(certificate).map_err(unfit)?;
                 }
             }
             builder.with_root_certificates(roots)
@@ -123,7 +135,8 @@ impl Transport {
             Some(path) => {
                 let key_path = path.with_extension("key");
                 let key = PrivateKeyDer::from_pem_file(&key_path).map_err(|source| TransportError::Certificate { path: key_path, source })?;
-                builder.with_client_auth_cert(certificates(path)?, key).map_err(fail)?
+                let unfit = |source| TransportError::Unfit { path: path.clone(), source };
+                builder.with_client_auth_cert(certificates(path)?, key).map_err(unfit)?
             }
         };
         config.alpn_protocols = vec![b"http/1.1".to_vec()];

@@ -31,6 +31,11 @@ impl Drop for Registry {
 impl Registry {
     /// Starts it. `tls`: certificate and key.
     pub fn start(directory: &Path, user: bool, tls: Option<(&Path, &Path)>) -> Self {
+        Self::start_for(directory, user, tls, None)
+    }
+
+    /// Likewise. `clients`: who has no certificate of this CA is not served.
+    pub fn start_for(directory: &Path, user: bool, tls: Option<(&Path, &Path)>, clients: Option<&Path>) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let host = format!("127.0.0.1:{port}");
         let passwords = directory.join("htpasswd");
@@ -41,6 +46,9 @@ impl Registry {
         );
         if let Some((certificate, key)) = tls {
             text.push_str(&format!("  tls:\n    certificate: {}\n    key: {}\n", certificate.display(), key.display()));
+        }
+        if let Some(ca) = clients {
+            text.push_str(&format!("    clientcas:\n      - {}\n", ca.display()));
         }
         if user {
             text.push_str(&format!("auth:\n  htpasswd:\n    realm: copepod\n    path: {}\n", passwords.display()));
@@ -90,14 +98,14 @@ impl Registry {
     }
 }
 
-/// A CA and a certificate for 127.0.0.1 that it signed: certificate, key, CA.
+/// A CA and a certificate for 127.0.0.1 and `secure.test` that it signed, good for a server and a client: certificate, key, CA.
 pub fn certificate(directory: &Path) -> (PathBuf, PathBuf, PathBuf) {
     let path = |name: &str| directory.join(name);
     let run = |arguments: &[&str]| {
         let output = command("openssl").args(arguments).current_dir(directory).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
-    std::fs::write(path("ext"), "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n").unwrap();
+    std::fs::write(path("ext"), "subjectAltName=IP:127.0.0.1,DNS:secure.test\nbasicConstraints=CA:FALSE\n").unwrap();
     run(&[
         "req",
         "-x509",

@@ -9,6 +9,7 @@ mod node;
 mod root;
 
 mod devices;
+mod images;
 mod inspect;
 mod mounts;
 mod observe;
@@ -21,7 +22,8 @@ use std::process::ExitCode;
 use node::{BUSYBOX, Node};
 
 /// The parts.
-const PARTS: &[&[harness::Test<Node>]] = &[devices::TESTS, inspect::TESTS, mounts::TESTS, process::TESTS, security::TESTS, volumes::TESTS];
+const PARTS: &[&[harness::Test<Node>]] =
+    &[devices::TESTS, images::TESTS, inspect::TESTS, mounts::TESTS, process::TESTS, security::TESTS, volumes::TESTS];
 
 fn main() -> ExitCode {
     let tests = PARTS.concat();

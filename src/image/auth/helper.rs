@@ -61,6 +61,16 @@ pub enum HelperError {
         /// What it said.
         said: String,
     },
+    /// It says more than any credentials are.
+    #[error("{program} answers for {address} with more than {limit} bytes")]
+    TooMuch {
+        /// The program.
+        program: String,
+        /// What it was asked for.
+        address: String,
+        /// The bound.
+        limit: u64,
+    },
     /// Its answer is none. What it was is not shown.
     #[error("{program} answers for {address} with something else than credentials")]
     Answer {
@@ -103,6 +113,9 @@ pub(super) async fn get(name: &str, address: &str, limit: Duration) -> Result<Op
         Err(_) => return Err(HelperError::Deadline { program, address: address.to_string(), seconds: limit.as_secs() }),
         Ok(done) => done.map_err(|source| HelperError::Follow { program: program.clone(), source })?,
     };
+    if out.len().max(err.len()) as u64 > MAX_ANSWER {
+        return Err(HelperError::TooMuch { program, address: address.to_string(), limit: MAX_ANSWER });
+    }
     if !status.success() {
         let said = [out, err].map(|bytes| String::from_utf8_lossy(&bytes).trim().to_string()).join(" ");
         if UNKNOWN.iter().any(|unknown| said.contains(unknown)) {
@@ -120,15 +133,11 @@ pub(super) async fn get(name: &str, address: &str, limit: Duration) -> Result<Op
     }
 }
 
-/// What comes out of a pipe, up to the bound; then its writer finds nobody who reads.
+/// What comes out of a pipe, up to one byte more than the bound; then its writer finds nobody who reads.
 async fn read(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     if let Some(pipe) = pipe {
         pipe.take(MAX_ANSWER + 1).read_to_end(&mut bytes).await?;
-    }
-    // An answer that was cut must not look like a whole one.
-    if bytes.len() as u64 > MAX_ANSWER {
-        bytes.clear();
     }
     Ok(bytes)
 }
