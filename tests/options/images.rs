@@ -179,7 +179,6 @@ fn known_errors(node: &mut Node) {
     let status = refused(&format!("{nobody}/app:1"), None);
     assert_eq!(status.code(), Code::Unknown);
     assert!(status.message().starts_with("RegistryUnavailable: "), "{status:?}");
-    assert_eq!(refused("registry.k8s.io/no/such:image", None).code(), Code::NotFound);
     for name in ["Not/Valid", &"0".repeat(64), &format!("sha256:{}", "0".repeat(64)), "a@sha512:00"] {
         let status = refused(name, None);
         assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
