@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # hack/critest.sh: runs Kubernetes' own conformance tests for container runtimes, critest, against this checkout's Copepod.
 #
-#   sudo hack/critest.sh --today [ARGUMENT…]    the specs that hack/critest-focus.txt lists
-#   sudo hack/critest.sh [ARGUMENT…]            every spec, or what critest's own arguments choose, for example:
+#   sudo hack/critest.sh [--twice] [--load] [ARGUMENT…]    every spec, or what critest's own arguments choose, for example:
 #   sudo hack/critest.sh --ginkgo.focus='Container OOM'
+#   sudo hack/critest.sh --ginkgo.focus=Streaming -websocket-exec -websocket-attach -websocket-portforward
+#
+#   --twice   runs it all a second time against the same daemon
+#   --load    pods with a container come and go beside the run; with --twice, beside the second
 #
 # Prints a line for each spec and critest's summary (the whole output when a spec failed, or with VERBOSE=1), and exits
 # with critest's code, or with 1 if Copepod left anything behind: processes, mounts, network namespaces, interfaces,
-# addresses, control groups.
+# addresses, control groups, files of pods.
 # Needs root; what is missing is installed or built (packages, programs, crictl and critest, test images). Runs in
 # namespaces of its own, with its own registry, network, root, state and socket. Leaves only the cache.
 
@@ -30,19 +33,14 @@ fi
 in_sandbox "$@"
 PATH=$cache/tools:$PATH
 
-arguments=()
-for argument in "$@"; do
-  [[ $argument == --today ]] || {
-    arguments+=("$argument")
-    continue
-  }
-  while IFS= read -r line; do
-    case $line in
-      '' | '#'*) ;;
-      '!'*) arguments+=("--ginkgo.skip=${line#!}") ;;
-      *) arguments+=("--ginkgo.focus=$line") ;;
-    esac
-  done <"$project/hack/critest-focus.txt"
+twice='' load=''
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --twice) twice=1 ;;
+    --load) load=1 ;;
+    *) break ;;
+  esac
+  shift
 done
 
 work=$(mktemp -d /var/tmp/copepod-critest.XXXXXX)
@@ -63,23 +61,69 @@ node_start
 sed "s/9700f9a2f5bf2c45f2f605a0bd3bce7cf37420ec9d3ed50ac2758413308766bf/$(sed 's/sha256://' "$storage/digest")/" "$cache/tools/critest" >"$work/critest"
 chmod 755 "$work/critest"
 
-code=0
-(cd "$work" && ./critest --runtime-endpoint "$endpoint" --image-endpoint "$endpoint" --ginkgo.v --ginkgo.no-color --ginkgo.timeout=60m \
-  ${arguments[@]+"${arguments[@]}"} >"$work/critest.log" 2>&1) &
-critest=$!
-# A line for each spec as it ends: how, and its name, which stands above.
-tail -n +1 -F --pid="$critest" "$work/critest.log" 2>/dev/null |
-  awk '/^\[k8s.io\]/ { spec = $0 } /^• / || /^S \[SKIPPED\]/ { print substr($0, 1, 40) "  " spec; fflush() }' >&2 || true
-wait "$critest" || code=$?
+# suite LOG ARGUMENT…: runs critest once and fails as it does.
+suite() {
+  local log=$1 critest code=0
+  shift
+  (cd "$work" && exec ./critest --runtime-endpoint "$endpoint" --image-endpoint "$endpoint" --ginkgo.v --ginkgo.no-color --ginkgo.timeout=60m \
+    "$@" >"$log" 2>&1) &
+  critest=$!
+  # A line for each spec as it ends: how, and its name, which stands above.
+  tail -n +1 -F --pid="$critest" "$log" 2>/dev/null |
+    awk '/^\[k8s.io\]/ { spec = $0 } /^• / || /^S \[SKIPPED\]/ { print substr($0, 1, 40) "  " spec; fflush() }' >&2 || true
+  wait "$critest" || code=$?
+  if [[ $code -ne 0 || -n ${VERBOSE:-} ]]; then
+    cat "$log"
+    say "--- copepod's log (the last 200 lines)"
+    tail -200 "$work/log" >&2
+  else
+    sed -n '/^Ran [0-9]* of/,$p' "$log"
+  fi
+  if [[ -n ${RESULTS:-} ]]; then cp "$log" "$work/log" "$RESULTS/"; fi
+  return "$code"
+}
 
-if [[ $code -ne 0 || -n ${VERBOSE:-} ]]; then
-  cat "$work/critest.log"
-  say "--- copepod's log (the last 200 lines)"
-  tail -200 "$work/log" >&2
+# pods_come_and_go: until $work/load is gone. Fails with the first pod that does.
+pods_come_and_go() {
+  local n=0 pod container
+  crictl pull registry.k8s.io/copepod/load:1 >/dev/null || return 1
+  while [[ -e $work/load ]]; do
+    n=$((n + 1))
+    printf '{"metadata": {"name": "load-%s", "namespace": "load", "uid": "load-%s"}, "linux": {}}' "$n" "$n" >"$work/pod.json"
+    printf '{"metadata": {"name": "load"}, "image": {"image": "registry.k8s.io/copepod/load:1"}, "command": ["sleep", "1000"], "linux": {}}' >"$work/container.json"
+    pod=$(crictl runp "$work/pod.json") && container=$(crictl create "$pod" "$work/container.json" "$work/pod.json") &&
+      crictl start "$container" && crictl exec -s "$container" true && crictl stop "$container" && crictl rmp -f "$pod" || return 1
+  done >/dev/null
+  crictl rmi registry.k8s.io/copepod/load:1 >/dev/null
+  say "load: $n pods came and went"
+}
+
+# loaded LOG ARGUMENT…: runs critest beside the load and fails if either does.
+loaded() {
+  local code=0 coming
+  : >"$work/load"
+  pods_come_and_go &
+  coming=$!
+  suite "$@" || code=$?
+  rm "$work/load"
+  if ! wait "$coming"; then
+    say "load: a pod failed"
+    tail -50 "$work/log" >&2
+    code=1
+  fi
+  return "$code"
+}
+
+code=0
+if [[ -n $load && -z $twice ]]; then
+  loaded "$work/critest.log" "$@" || code=$?
 else
-  sed -n '/^Ran [0-9]* of/,$p' "$work/critest.log"
+  suite "$work/critest.log" "$@" || code=$?
 fi
-if [[ -n ${RESULTS:-} ]]; then cp "$work/critest.log" "$work/log" "$RESULTS/"; fi
+if [[ -n $twice && $code -eq 0 ]]; then
+  say "again, against the same daemon${load:+, beside a load}"
+  "$([[ -n $load ]] && echo loaded || echo suite)" "$work/critest-2.log" "$@" || code=$?
+fi
 
 pods=$(crictl pods -q 2>/dev/null || true)
 if [[ -n $pods ]]; then

@@ -120,6 +120,7 @@ node_left() {
     ip -o link show type veth | sed 's/^/veth: /'
     find "$node/cni/ipam" -type f ! -name lock ! -name 'last_reserved_ip.*' -printf 'IPAM file: %p\n'
     find "$node/cni/cache" -type f -printf 'CNI result: %p\n'
+    find "$node"/state/{pods,containers,journal} "$node/root/containers" -mindepth 1 -maxdepth 1 -printf 'file: %p\n'
     find /sys/fs/cgroup -mindepth 2 -type d -path "*/$node_name/pods/*" -printf 'control group: %p\n'
     find /sys/fs/cgroup -mindepth 2 -type d -path "*/$node_name/monitors/*" -printf 'control group: %p\n'
   )
