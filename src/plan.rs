@@ -100,6 +100,8 @@ wire_struct! {
         8 shm_bytes: u64,
         /// oom_score_adj of the pause process.
         9 oom_score_adj: Option<i32>,
+        /// A user namespace of the pod's own, which owns the others.
+        10 user_namespace: Option<UserNamespace>,
     }
 
     /// A container, whole.
@@ -132,6 +134,27 @@ wire_struct! {
         13 stdin_once: bool,
         /// An empty directory in which creators attach the root before they pivot into it.
         14 pivot_dir: PathBuf,
+        /// The mappings of the pod's user namespace, which the container joins; `None`: the host's. Ids elsewhere in the plan are as
+        /// the container sees them, but for the owners of `devices`.
+        15 user_namespace: Option<UserNamespace>,
+    }
+
+    /// The mappings of a user namespace (user_namespaces(7)).
+    pub struct UserNamespace {
+        /// User ids.
+        1 uids: IdRange,
+        /// Group ids.
+        2 gids: IdRange,
+    }
+
+    /// Ids that follow each other.
+    pub struct IdRange {
+        /// The first, as the container sees it.
+        1 container: u32,
+        /// The first, as the host sees it.
+        2 host: u32,
+        /// How many.
+        3 length: u32,
     }
 
     /// An overlay root.
@@ -180,6 +203,9 @@ wire_struct! {
         5 make_source: bool,
         /// An SELinux label that the source and everything below it gets; empty: none.
         6 relabel: String,
+        /// Files belong to who these mappings say, seen from the ids on disk; `None`: to who they belong to on disk. The mounts below
+        /// stay as they are.
+        7 idmap: Option<UserNamespace>,
     }
 
     /// An image as a mount.
@@ -265,9 +291,9 @@ wire_struct! {
         4 minor: u32,
         /// Permission bits.
         5 mode: u32,
-        /// Owner.
+        /// Owner, as the host sees it.
         6 uid: u32,
-        /// Group.
+        /// Group, as the host sees it.
         7 gid: u32,
     }
 
@@ -367,6 +393,21 @@ wire_struct! {
         1 process: Process,
         /// Milliseconds after which it and all it started are killed; 0: never.
         2 timeout_ms: u64,
+    }
+}
+
+impl IdRange {
+    /// The id of the host for one of the container; `None`: it has none.
+    pub fn host_id(&self, container: u32) -> Option<u32> {
+        let offset = container.checked_sub(self.container).filter(|offset| *offset < self.length)?;
+        self.host.checked_add(offset)
+    }
+}
+
+impl UserNamespace {
+    /// User and group of the container's root on the host.
+    pub fn root(&self) -> Option<(u32, u32)> {
+        Some((self.uids.host_id(0)?, self.gids.host_id(0)?))
     }
 }
 

@@ -6,7 +6,7 @@ use crate::api;
 use crate::image::Image;
 use crate::model::container::{ContainerSpec, Propagation};
 use crate::model::lifecycle::Phase;
-use crate::model::sandbox::{NamespaceMode, NamespaceModes};
+use crate::model::sandbox::{IdMapping, NamespaceMode, NamespaceModes, UserNamespace};
 use crate::service::stats::{ContainerUsage, PodUsage};
 use crate::service::{ContainerEvent, EventKind};
 use crate::store::record::{ContainerRecord, SandboxRecord};
@@ -59,8 +59,18 @@ fn namespaces(modes: &NamespaceModes) -> api::NamespaceOption {
         pid: mode(modes.pid),
         ipc: mode(modes.ipc),
         target_id: modes.target_id.clone(),
-        userns_options: None,
+        userns_options: match &modes.user {
+            UserNamespace::Unset => None,
+            UserNamespace::Node => Some(api::UserNamespace { mode: api::NamespaceMode::Node.into(), ..Default::default() }),
+            UserNamespace::Pod(map) => {
+                Some(api::UserNamespace { mode: api::NamespaceMode::Pod.into(), uids: vec![mapping(map)], gids: vec![mapping(map)] })
+            }
+        },
     }
+}
+
+fn mapping(map: &IdMapping) -> api::IdMapping {
+    api::IdMapping { host_id: map.host, container_id: map.container, length: map.length }
 }
 
 /// A sandbox's status.
@@ -168,6 +178,8 @@ fn mount(mount: &crate::model::container::Mount, image_id: &str) -> api::Mount {
         }
         .into(),
         recursive_read_only: mount.recursive_read_only,
+        uid_mappings: mount.idmap.iter().map(|(uids, _)| mapping(uids)).collect(),
+        gid_mappings: mount.idmap.iter().map(|(_, gids)| mapping(gids)).collect(),
         ..Default::default()
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::sandbox::NamespaceModes;
+use super::sandbox::{IdMapping, NamespaceModes};
 
 /// The CRI's MountPropagation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -52,6 +52,9 @@ pub struct Mount {
     pub propagation: Propagation,
     /// What is mounted gets the container's SELinux label; without SELinux there is nothing to do.
     pub selinux_relabel: bool,
+    /// Files belong to who these mappings of users and of groups say, seen from the ids on disk.
+    #[serde(default)]
+    pub idmap: Option<(IdMapping, IdMapping)>,
 }
 
 /// A device of the host.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::sysctl::{self, Holder, SysctlError};
+use crate::plan;
 
 /// Whose namespace: the CRI's NamespaceMode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -22,7 +23,59 @@ pub enum NamespaceMode {
     Target,
 }
 
-/// The CRI's NamespaceOption, less user namespaces, which are refused at the edge.
+/// One range of ids, the same for users and groups: what is `container` in the container is `host` on the host, and so on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMapping {
+    /// The first id in the container.
+    pub container: u32,
+    /// The first id on the host.
+    pub host: u32,
+    /// How many; not 0, and no id is beyond 2³² - 2.
+    pub length: u32,
+}
+
+impl IdMapping {
+    /// The id of the host for one of the container; `None`: it has none.
+    pub fn host_id(&self, container: u32) -> Option<u32> {
+        self.range().host_id(container)
+    }
+
+    /// As plans have it.
+    pub fn range(&self) -> plan::IdRange {
+        plan::IdRange { container: self.container, host: self.host, length: self.length }
+    }
+}
+
+/// The CRI's UserNamespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub enum UserNamespace {
+    /// Nothing is said: the node's.
+    #[default]
+    Unset,
+    /// The node's.
+    Node,
+    /// The pod's own, with container id 0 mapped.
+    Pod(IdMapping),
+}
+
+impl UserNamespace {
+    /// The mapping of a user namespace of the pod's own.
+    pub fn mapping(&self) -> Option<IdMapping> {
+        if let UserNamespace::Pod(mapping) = self { Some(*mapping) } else { None }
+    }
+
+    /// As plans have it.
+    pub fn plan(&self) -> Option<plan::UserNamespace> {
+        self.mapping().map(|mapping| plan::UserNamespace { uids: mapping.range(), gids: mapping.range() })
+    }
+
+    /// User and group of the containers' root on the host: 0 in the node's.
+    pub fn root(&self) -> u32 {
+        self.mapping().and_then(|mapping| mapping.host_id(0)).unwrap_or(0)
+    }
+}
+
+/// The CRI's NamespaceOption.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct NamespaceModes {
     /// Pod or Node.
@@ -33,6 +86,9 @@ pub struct NamespaceModes {
     pub ipc: NamespaceMode,
     /// With `Target`: a container of the pod.
     pub target_id: String,
+    /// The pod's own or the node's.
+    #[serde(default)]
+    pub user: UserNamespace,
 }
 
 /// What a pod is called. Unique over the node with its attempt.

@@ -97,7 +97,8 @@ impl Pod {
             let container = &pod.containers[at];
             let init = container.init().ok_or_else(|| container.refusal())?;
             let stdio = Stdio { stdin, stdout, stderr };
-            Ok(Work::Exec { plan, container: container.plan.as_fd(), init: init.pidfd.as_fd(), pid, stdio })
+            let user = pod.sandbox.fds().user;
+            Ok(Work::Exec { plan, container: container.plan.as_fd(), init: init.pidfd.as_fd(), pid, user, stdio })
         })?;
         let phase = ExecPhase::Creating(caller);
         self.execs.push(Exec {

@@ -47,6 +47,8 @@ pub enum Work<'a> {
         init: BorrowedFd<'a>,
         /// The same, as the host sees it.
         pid: u32,
+        /// The pod's user namespace.
+        user: Option<BorrowedFd<'a>>,
         /// The process's ends.
         stdio: Stdio,
     },
@@ -88,7 +90,7 @@ wire_enum! {
 wire_struct! {
     /// A pod's namespaces.
     pub struct MadeSandbox {
-        /// Which are the pod's own: net, ipc, uts, pid, staging.
+        /// Which are the pod's own: net, ipc, uts, pid, staging, user.
         1 has: Vec<bool>,
         /// The pause process; 0: there is none.
         2 pause_pid: u32,
@@ -131,10 +133,12 @@ impl Work<'_> {
         match self {
             Work::Sandbox { plan } => vec![plan.as_fd()],
             Work::Create { plan, pod, stdio } => {
-                let held = [pod.net, pod.ipc, pod.uts, pod.pid, pod.staging, pod.target];
+                let held = [pod.net, pod.ipc, pod.uts, pod.pid, pod.user, pod.staging, pod.target];
                 held.into_iter().flatten().chain([*plan]).chain(three(stdio)).collect()
             }
-            Work::Exec { plan, container, init, stdio, .. } => [plan.as_fd(), *container, *init].into_iter().chain(three(stdio)).collect(),
+            Work::Exec { plan, container, init, user, stdio, .. } => {
+                [plan.as_fd(), *container, *init].into_iter().chain(*user).chain(three(stdio)).collect()
+            }
             Work::Kill { .. } | Work::Delete { .. } => Vec::new(),
         }
     }
@@ -145,7 +149,7 @@ impl Work<'_> {
         match self {
             Work::Sandbox { plan } => {
                 let made = oci::sandbox::create(&read::<SandboxPlan>(plan.as_fd())?).map_err(failed)?;
-                let held = [made.net, made.ipc, made.uts, made.pid, made.staging];
+                let held = [made.net, made.ipc, made.uts, made.pid, made.staging, made.user];
                 let has = held.iter().map(Option::is_some).collect();
                 let (pause_pid, pause) = made.pause.map_or((0, None), |(pid, pidfd)| (pid, Some(pidfd)));
                 let fds = held.into_iter().flatten().chain(pause).collect();
@@ -161,9 +165,9 @@ impl Work<'_> {
                 let fds = [made.pidfd, made.start].into_iter().chain(made.console).collect();
                 Ok((Made::Container(MadeContainer { pid: made.pid, user: made.user }), fds))
             }
-            Work::Exec { plan, container, init, pid, stdio } => {
+            Work::Exec { plan, container, init, pid, user, stdio } => {
                 let container = read::<ContainerPlan>(container)?;
-                let target = oci::exec::ExecTarget { pidfd: init, pid, plan: &container };
+                let target = oci::exec::ExecTarget { pidfd: init, pid, plan: &container, user };
                 let made = oci::exec::exec(&read::<ExecPlan>(plan.as_fd())?, &target, stdio, hierarchy).map_err(failed)?;
                 let fds = [made.helper_pidfd, made.control].into_iter().chain(made.console).collect();
                 Ok((Made::Exec(MadeExec { helper: made.helper_pid, pid: made.pid }), fds))

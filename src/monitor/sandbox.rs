@@ -37,6 +37,7 @@ struct Held {
     uts: Option<OwnedFd>,
     pid: Option<OwnedFd>,
     staging: Option<OwnedFd>,
+    user: Option<OwnedFd>,
     pause: Option<(Pid, OwnedFd)>,
 }
 
@@ -61,6 +62,7 @@ impl Sandbox {
             uts: held.uts.as_ref().map(AsFd::as_fd),
             pid: held.pid.as_ref().map(AsFd::as_fd),
             staging: held.staging.as_ref().map(AsFd::as_fd),
+            user: held.user.as_ref().map(AsFd::as_fd),
             target: None,
         }
     }
@@ -178,10 +180,10 @@ fn hold(made: &MadeSandbox, fds: Vec<OwnedFd>) -> Result<Held, Remote> {
         Some(true) => fds.next().map(Some).ok_or_else(wrong),
         _ => Ok(None),
     };
-    let (net, ipc, uts, pid, staging) = (next(0)?, next(1)?, next(2)?, next(3)?, next(4)?);
+    let (net, ipc, uts, pid, staging, user) = (next(0)?, next(1)?, next(2)?, next(3)?, next(4)?, next(5)?);
     let pause = match i32::try_from(made.pause_pid).ok().and_then(Pid::from_raw) {
         Some(pid) => Some((pid, fds.next().ok_or_else(wrong)?)),
         None => None,
     };
-    Ok(Held { net, ipc, uts, pid, staging, pause })
+    Ok(Held { net, ipc, uts, pid, staging, user, pause })
 }

@@ -3,6 +3,9 @@
 //! The order is what makes it safe. On the host: sources of mounts, the root, the control group. Then the pod's namespaces, a mount
 //! namespace of the container's own, and the pivot into the root. Only then is init cloned: it never had the host's root, so
 //! that there is nothing of the host at its /proc/PID/root or cwd for the pod's other processes to find.
+//!
+//! In a pod with a user namespace init does the last of that itself, since the mount namespace must belong to the user namespace: it
+//! begins in the pod's staging mount namespace, which holds nothing of the host either.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -12,9 +15,10 @@ use rustix::fs::Mode;
 
 use super::handshake::{self, FromInit};
 use super::host::Host;
-use super::init::{self, Init};
+use super::init::{self, Init, Inside};
 use super::mounts::{self, Prepared, Sources};
 use super::process::{self, DefaultLimits};
+use super::userns::Joined;
 use super::{OciError, delete, devices, root, sandbox};
 use crate::cgroup::{Cgroup, Hierarchy};
 use crate::plan::{ContainerPlan, Namespace, ResolvedUser};
@@ -32,6 +36,8 @@ pub struct PodFds<'a> {
     pub uts: Option<BorrowedFd<'a>>,
     /// pid_namespaces(7).
     pub pid: Option<BorrowedFd<'a>>,
+    /// user_namespaces(7).
+    pub user: Option<BorrowedFd<'a>>,
     /// The mount namespace that holds the pod's /dev/shm.
     pub staging: Option<BorrowedFd<'a>>,
     /// The pidfd of the init of the container that the plan names in `Namespace::Container`.
@@ -79,6 +85,8 @@ pub fn create(plan: &ContainerPlan, pod: &PodFds<'_>, stdio: Stdio, hierarchy: &
     rustix::process::umask(Mode::empty());
     let host = Host::open().map_err(|error| OciError::Host("namespaces", error))?;
 
+    let user = Joined::of(plan.user_namespace.as_ref(), pod.user)?;
+
     let failed = |source| OciError::Cgroup { path: plan.cgroup.path.clone(), source };
     let cgroup = Cgroup::new(hierarchy, &plan.cgroup.path).map_err(failed)?;
     let parents_made = cgroup.create().map_err(failed)?;
@@ -86,7 +94,7 @@ pub fn create(plan: &ContainerPlan, pod: &PodFds<'_>, stdio: Stdio, hierarchy: &
         .set(&plan.cgroup.resources)
         .and_then(|()| cgroup.set_devices(&plan.cgroup.devices))
         .map_err(failed)
-        .and_then(|()| with_cgroup(plan, pod, stdio, &host, Sources { host: &host, staging: pod.staging, cgroup: &cgroup, hierarchy }));
+        .and_then(|()| with_cgroup(plan, pod, stdio, &host, Sources { host: &host, staging: pod.staging, cgroup: &cgroup, hierarchy, user }));
     match created {
         Ok(created) => Ok(CreatedInit { cgroup_parents_made: parents_made, ..created }),
         Err(error) => {
@@ -107,15 +115,27 @@ fn with_cgroup(plan: &ContainerPlan, pod: &PodFds<'_>, stdio: Stdio, host: &Host
     let of_cgroup = |source| OciError::Cgroup { path: from.cgroup.path().into(), source };
     let entrance = from.cgroup.entrance().map_err(of_cgroup)?;
     let cgroup_dir = entrance.clone_into().map(|dir| dir.try_clone_to_owned()).transpose().map_err(|error| OciError::Host("control group", error))?;
-    let root = root::prepare(&plan.rootfs).map_err(OciError::Root)?;
-
-    join_namespaces(plan, pod)?;
-    let pivot_dir = mount_namespace(plan, pod, &root)?;
-    root::enter(root, pivot_dir).map_err(OciError::Root)?;
+    let inside = match from.user {
+        Some(user) => {
+            let staging = pod.staging.ok_or_else(|| OciError::NoNamespace { kind: "mnt", of: "the pod".into() })?;
+            let root = root::prepare_mapped(&plan.rootfs, user, staging, host).map_err(OciError::Root)?;
+            let namespace = user.user.try_clone_to_owned().map_err(|error| OciError::Host("user namespace", error))?;
+            join_namespaces(plan, pod)?;
+            ns::enter(staging, ns::Kind::Mount).map_err(|source| OciError::Enter { kind: "mnt", of: "the pod", source })?;
+            Some(Inside { namespace, root, owner: user.root })
+        }
+        None => {
+            let root = root::prepare(&plan.rootfs).map_err(OciError::Root)?;
+            join_namespaces(plan, pod)?;
+            let pivot_dir = mount_namespace(plan, pod, &root)?;
+            root::enter(root, pivot_dir).map_err(OciError::Root)?;
+            None
+        }
+    };
 
     let (start, socket) = fd::seqpacket_pair().map_err(|error| OciError::Talk("init", error))?;
     let proc = host.proc.try_clone().map_err(|error| OciError::Host("/proc", error))?;
-    let init = Init { plan, mounts, null, stdio, socket, proc, limits, entrance };
+    let init = Init { plan, mounts, null, stdio, socket, proc, limits, entrance, inside };
     let args = CloneArgs { flags: libc::CLONE_PARENT as u64, cgroup: cgroup_dir.as_ref().map(|fd| fd.as_fd()) };
     let keep = Keep::only(&init.fds());
     let (pid, pidfd) = spawn(args, Some(keep), || init::run(init)).map_err(|error| OciError::Clone("init", error))?;

@@ -71,12 +71,18 @@ const LINKS: [(&str, &str); 6] = [
     ("core", "/proc/kcore"),
 ];
 
-/// Fills a detached /dev. The caller's umask must be 0.
-pub fn fill(dev: BorrowedFd<'_>, devices: &[DeviceNode]) -> Result<(), DeviceError> {
+/// Fills a detached /dev. The caller's umask must be 0. `owner`: the container's root on the host, where it is another than the host's.
+/// The devices of the plan keep their owners: a user namespace is no way to the host's disks.
+pub fn fill(dev: BorrowedFd<'_>, devices: &[DeviceNode], owner: Option<(u32, u32)>) -> Result<(), DeviceError> {
     // A device of the plan takes the place of ours by its name.
     let taken = |name: &str| devices.iter().any(|device| device.path == Path::new("/dev").join(name));
     for (name, major, minor) in DEFAULT.iter().filter(|(name, ..)| !taken(name)) {
         node(dev, Path::new(name), FileType::CharacterDevice, 0o666, (*major, *minor))?;
+        if let Some((uid, gid)) = owner {
+            let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+            let failed = |error: rustix::io::Errno| make_error(&Path::new("/dev").join(name), error.into());
+            rustix::fs::chownat(dev, *name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        }
     }
     for (name, target) in LINKS.iter().filter(|(name, _)| !taken(name)) {
         rustix::fs::symlinkat(*target, dev, *name).map_err(|error| make_error(&Path::new("/dev").join(name), error.into()))?;

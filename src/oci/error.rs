@@ -7,6 +7,7 @@ use super::devices::DeviceError;
 use super::mounts::MountError;
 use super::process::ProcessError;
 use super::root::RootError;
+use super::userns::UserNsError;
 use crate::cgroup::CgroupError;
 use crate::errchain::{Kind, Kinded, Remote};
 
@@ -37,6 +38,12 @@ pub enum OciError {
         /// Whose it would be.
         of: String,
     },
+    /// The pod's user namespace.
+    #[error("cannot make the pod's user namespace")]
+    UserNs(#[source] UserNsError),
+    /// The pod's user namespace, by a process that does the pod's last work in it.
+    #[error("cannot enter the pod's user namespace")]
+    EnterUserNs(#[source] io::Error),
     /// Something of the pod's own namespaces.
     #[error("cannot set {what}")]
     Set {
@@ -111,6 +118,7 @@ impl Kinded for OciError {
             OciError::Root(error) => error.kind(),
             OciError::Mount { source, .. } => source.kind(),
             OciError::Null(error) => error.kind(),
+            OciError::UserNs(error) => error.kind(),
             OciError::Process(error) => error.kind(),
             OciError::Remote(_, remote) => remote.kind(),
             OciError::SysctlName(_) => Kind::InvalidArgument,

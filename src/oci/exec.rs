@@ -10,9 +10,10 @@ use rustix::fs::Mode;
 
 use super::create::{SETUP, Stdio};
 use super::handshake;
-use super::helper::{self, FromHelper, Helper};
+use super::helper::{self, FromHelper, Helper, Inside};
 use super::host::Host;
 use super::process::{self, DefaultLimits};
+use super::userns::Joined;
 use super::{OciError, delete};
 use crate::cgroup::{Cgroup, CgroupError, Entrance, Hierarchy};
 use crate::errchain::{Kind, Kinded, Remote};
@@ -29,6 +30,8 @@ pub struct ExecTarget<'a> {
     pub pid: u32,
     /// Its plan.
     pub plan: &'a ContainerPlan,
+    /// The pod's user namespace, where the plan has one.
+    pub user: Option<BorrowedFd<'a>>,
 }
 
 /// A process that runs.
@@ -72,10 +75,13 @@ pub fn exec(plan: &ExecPlan, target: &ExecTarget<'_>, stdio: Stdio, hierarchy: &
     rustix::process::umask(Mode::empty());
     let host = Host::open().map_err(|error| OciError::Host("namespaces", error))?;
     let limits = DefaultLimits::read(host.proc.as_fd());
+    let user = Joined::of(target.plan.user_namespace.as_ref(), target.user)?;
     let mut groups = Groups::find(target, hierarchy)?;
 
     let kinds = [ns::Kind::Pid, ns::Kind::Net, ns::Kind::Ipc, ns::Kind::Uts, ns::Kind::Mount];
-    ns::enter_process(target.pidfd, &kinds).map_err(|source| match source.raw_os_error() {
+    // In a mount namespace of the pod's user namespace the helper could make no procfs: there it enters that one by itself, later.
+    let kinds = if user.is_some() { &kinds[..4] } else { &kinds };
+    ns::enter_process(target.pidfd, kinds).map_err(|source| match source.raw_os_error() {
         Some(libc::ESRCH) => OciError::Ended,
         _ => OciError::Enter { kind: "pid, net, ipc, uts and mnt", of: "the container", source },
     })?;
@@ -84,7 +90,9 @@ pub fn exec(plan: &ExecPlan, target: &ExecTarget<'_>, stdio: Stdio, hierarchy: &
     let (control, socket) = fd::seqpacket_pair().map_err(talk)?;
     let proc = host.proc.try_clone().map_err(|error| OciError::Host("/proc", error))?;
     let target_fd = target.pidfd.try_clone_to_owned().map_err(|error| OciError::Host("pidfd", error))?;
-    let helper = Helper { plan, target: target_fd, stdio, socket, proc, limits, entrance: groups.entrance.take() };
+    let inside = |user: Joined<'_>| Ok(Inside { namespace: user.user.try_clone_to_owned()?, owner: user.root, mappings: user.mappings.clone() });
+    let inside = user.map(inside).transpose().map_err(|error| OciError::Host("user namespace", error))?;
+    let helper = Helper { plan, target: target_fd, stdio, socket, proc, limits, entrance: groups.entrance.take(), inside };
     let (helper_pid, helper_pidfd) = groups.clone_into(helper)?;
     let set_off = || -> Result<(u32, Option<OwnedFd>), OciError> {
         host.come_back().map_err(|error| OciError::Host("mount namespace", error))?;

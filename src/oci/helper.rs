@@ -17,9 +17,10 @@ use super::paths::Root;
 use super::process::{self, DefaultLimits, ProcessError};
 use super::terminal::{self, Terminal, TerminalError};
 use super::user::{self, UserError};
+use super::userns;
 use crate::cgroup::{CgroupError, Entrance};
 use crate::errchain::{Kind, Kinded, Remote};
-use crate::plan::{ExecPlan, ResolvedUser};
+use crate::plan::{ExecPlan, ResolvedUser, UserNamespace};
 use crate::sys::mount::{Attributes, NewFs, NewFsError};
 use crate::sys::process::{CloneArgs, Ended, Keep, spawn};
 use crate::sys::{creds, fd, ns, process as sys_process};
@@ -37,6 +38,12 @@ pub enum HelperError {
     /// The container's cgroup namespace.
     #[error("cannot enter the container's cgroup namespace")]
     CgroupNamespace(#[source] io::Error),
+    /// The container's mount namespace.
+    #[error("cannot enter the container's mount namespace")]
+    MountNamespace(#[source] io::Error),
+    /// The pod's user namespace.
+    #[error("cannot enter the pod's user namespace")]
+    UserNamespace(#[source] io::Error),
     /// prctl(2), signalfd(2).
     #[error("cannot set up the helper")]
     SetUp(#[source] io::Error),
@@ -121,13 +128,26 @@ pub struct Helper<'a> {
     pub limits: DefaultLimits,
     /// The way into the container's control groups on cgroup v1.
     pub entrance: Option<Entrance>,
+    /// The pod's user namespace, if it has one: then the helper is still outside of the container's mount namespace.
+    pub inside: Option<Inside>,
+}
+
+/// The pod's user namespace.
+pub struct Inside {
+    /// The namespace.
+    pub namespace: OwnedFd,
+    /// User and group of its root on the host.
+    pub owner: (u32, u32),
+    /// Its mappings.
+    pub mappings: UserNamespace,
 }
 
 impl Helper<'_> {
     /// Every descriptor it needs.
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
         let own = [self.target.as_fd(), self.socket.as_fd(), self.proc.as_fd()];
-        own.into_iter().chain(process::streams(&self.stdio)).chain(self.entrance.iter().flat_map(Entrance::fds)).collect()
+        let inside = self.inside.iter().map(|inside| inside.namespace.as_fd());
+        own.into_iter().chain(process::streams(&self.stdio)).chain(self.entrance.iter().flat_map(Entrance::fds)).chain(inside).collect()
     }
 }
 
@@ -171,7 +191,7 @@ struct Running {
 
 /// Up to the execution of the program. `None`: the creator is gone.
 fn start(helper: Helper<'_>) -> Result<Option<Running>, Failure> {
-    let Helper { plan, target, stdio, socket, proc, limits, entrance } = helper;
+    let Helper { plan, target, stdio, socket, proc, limits, entrance, inside } = helper;
     drop(entrance);
     sys_process::set_name(c"copepod:exec");
     // Nothing that the container sends stops the helper but SIGKILL, least of all `kill -TERM -1`.
@@ -181,16 +201,20 @@ fn start(helper: Helper<'_>) -> Result<Option<Running>, Failure> {
     }
     // Only now: before, the clone into the control group would have been refused from inside the namespace (nsdelegate).
     ns::enter_process(target.as_fd(), &[ns::Kind::Cgroup]).map_err(HelperError::CgroupNamespace)?;
-    drop(target);
     sys_process::set_subreaper(true).map_err(HelperError::SetUp)?;
     let children = sys_process::signalfd(&[libc::SIGCHLD]).map_err(HelperError::SetUp)?;
     sys_process::block_signals();
     let procfs = own_procfs().map_err(HelperError::Procfs)?;
+    if inside.is_some() {
+        ns::enter_process(target.as_fd(), &[ns::Kind::Mount]).map_err(HelperError::MountNamespace)?;
+    }
+    drop(target);
 
     let root_fd = rustix::fs::openat(CWD, c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| HelperError::Root(error.into()))?;
     let root = Root(root_fd.as_fd());
     let user = user::resolve(&plan.process.user, root).map_err(HelperError::User)?;
+    process::check_mapped(&user, inside.as_ref().map(|inside| &inside.mappings)).map_err(HelperError::Process)?;
     let terminal = if plan.process.terminal {
         let devpts = terminal::devpts(root).map_err(HelperError::Terminal)?;
         Some(terminal::open(devpts.as_fd(), plan.process.terminal_size).map_err(HelperError::Terminal)?)
@@ -200,12 +224,13 @@ fn start(helper: Helper<'_>) -> Result<Option<Running>, Failure> {
 
     let (status, theirs) = fd::seqpacket_pair().map_err(HelperError::Socket)?;
     let mut keep = vec![theirs.as_fd(), root_fd.as_fd(), proc.as_fd()];
+    keep.extend(inside.iter().map(|inside| inside.namespace.as_fd()));
     match &terminal {
         Some(terminal) => keep.push(terminal.peer.as_fd()),
         None => keep.extend(process::streams(&stdio)),
     }
     let keep = Keep::only(&keep);
-    let child = || be_process(plan, &user, root, &proc, &limits, &stdio, terminal.as_ref(), &theirs);
+    let child = || be_process(plan, &user, root, &proc, &limits, &stdio, terminal.as_ref(), inside.as_ref(), &theirs);
     let (process, pidfd) = spawn(CloneArgs::default(), Some(keep), child).map_err(HelperError::Clone)?;
     drop((theirs, stdio, proc));
     let master = terminal.map(|terminal| terminal.master);
@@ -215,7 +240,7 @@ fn start(helper: Helper<'_>) -> Result<Option<Running>, Failure> {
         running.kill_all().map_err(HelperError::Wait)?;
         return Err(Failure::Process(failure));
     }
-    drop_privileges().map_err(HelperError::Privileges)?;
+    drop_privileges(inside.as_ref()).map_err(HelperError::Privileges)?;
     let fds: Vec<BorrowedFd<'_>> = std::iter::once(pidfd.as_fd()).chain(master.iter().map(|fd| fd.as_fd())).collect();
     handshake::say(socket.as_fd(), &FromHelper::Started, &fds).map_err(HelperError::Socket)?;
     Ok(Some(Running { socket, children, procfs, process }))
@@ -251,8 +276,9 @@ fn executed(status: BorrowedFd<'_>, control: BorrowedFd<'_>) -> Result<Option<Re
     }
 }
 
-/// Keeps what it takes to kill one's own children, whoever they are.
-fn drop_privileges() -> io::Result<()> {
+/// Keeps what it takes to kill one's own children, whoever they are. In a user namespace they are all of it.
+fn drop_privileges(inside: Option<&Inside>) -> io::Result<()> {
+    inside.map_or(Ok(()), |inside| userns::enter(inside.namespace.as_fd()))?;
     creds::drop_bounding(creds::KILL)?;
     creds::set_ambient(0)?;
     creds::set_capabilities(creds::Sets { permitted: creds::KILL, effective: creds::KILL, inheritable: 0 })?;
@@ -270,11 +296,18 @@ fn be_process(
     limits: &DefaultLimits,
     stdio: &Stdio,
     terminal: Option<&Terminal>,
+    inside: Option<&Inside>,
     status: &OwnedFd,
 ) -> i32 {
     let become_it = || -> Result<ProcessError, HelperError> {
         rustix::process::setsid().map_err(|error| HelperError::Session(error.into()))?;
         process::set_oom_score(&plan.process, proc.as_fd()).map_err(HelperError::Process)?;
+        if let Some(inside) = inside {
+            process::raise_limits(&plan.process.rlimits, limits).map_err(HelperError::Process)?;
+            let streams = terminal.map_or_else(|| process::streams(stdio), |terminal| [terminal.peer.as_fd(); 3]);
+            process::give_streams(streams, inside.owner).map_err(HelperError::Process)?;
+            userns::enter(inside.namespace.as_fd()).map_err(HelperError::UserNamespace)?;
+        }
         match terminal {
             Some(terminal) => {
                 terminal::take(terminal.peer.as_fd()).map_err(HelperError::Terminal)?;

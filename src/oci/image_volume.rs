@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, OFlags};
 
-use super::host::Host;
+use super::mounts::Sources;
 use super::paths::{Leaf, PathError, Root};
 use super::root::{self, Prepared, RootError};
 use super::sandbox;
@@ -64,8 +64,13 @@ impl Kinded for ImageVolumeError {
 
 /// A detached mount of the image or of its sub-path, and what it is to be mounted on. `mountpoint` is an empty directory of the
 /// host's.
-pub fn prepare(image: &ImageMount, mountpoint: &Path, host: &Host, staging: Option<BorrowedFd<'_>>) -> Result<(OwnedFd, Leaf), ImageVolumeError> {
-    match root::overlay_by_fd(&image.layers).map_err(ImageVolumeError::Layers)? {
+pub fn prepare(image: &ImageMount, mountpoint: &Path, from: Sources<'_>) -> Result<(OwnedFd, Leaf), ImageVolumeError> {
+    let (host, staging) = (from.host, from.staging);
+    let whole = match (from.user, staging) {
+        (Some(user), Some(staging)) => root::mapped_overlay(&image.layers, user, staging, host).map(Prepared::Detached),
+        _ => root::overlay_by_fd(&image.layers),
+    };
+    match whole.map_err(ImageVolumeError::Layers)? {
         Prepared::Detached(tree) if image.sub_path.as_os_str().is_empty() => Ok((tree, Leaf::Directory)),
         whole => {
             let part = in_private(image, whole, mountpoint, staging);

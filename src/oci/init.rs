@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
 
@@ -17,8 +17,11 @@ use super::hide::{self, HideError};
 use super::mounts::{self, Attached, MountError, Prepared};
 use super::paths::Root;
 use super::process::{self, DefaultLimits, ProcessError, Ready};
+use super::root::{self, RootError};
+use super::sandbox::STAGED_ROOT;
 use super::terminal::{self, TerminalError};
 use super::user::{self, UserError};
+use super::userns;
 use crate::cgroup::{CgroupError, Entrance};
 use crate::errchain::{Kind, Kinded, Remote};
 use crate::plan::{ContainerPlan, Namespace, ResolvedUser};
@@ -39,6 +42,15 @@ pub enum InitError {
     /// cgroup_namespaces(7).
     #[error("cannot make a cgroup namespace")]
     CgroupNamespace(#[source] io::Error),
+    /// The pod's user namespace.
+    #[error("cannot enter the pod's user namespace")]
+    UserNamespace(#[source] io::Error),
+    /// A mount namespace in it.
+    #[error("cannot make a mount namespace in the pod's user namespace")]
+    MountNamespace(#[source] io::Error),
+    /// The root directory, where init itself makes it the root.
+    #[error("cannot enter the container's root")]
+    Enter(#[source] RootError),
     /// The root directory.
     #[error("cannot open the container's root")]
     Root(#[source] io::Error),
@@ -74,6 +86,7 @@ impl Kinded for InitError {
     fn kind(&self) -> Kind {
         match self {
             InitError::Cgroup(error) => error.kind(),
+            InitError::Enter(error) => error.kind(),
             InitError::Mount { source, .. } => source.kind(),
             InitError::Devices(error) => error.kind(),
             InitError::Hide(error) => error.kind(),
@@ -103,6 +116,24 @@ pub struct Init<'a> {
     pub limits: DefaultLimits,
     /// The way into its control groups, where it was not cloned into them.
     pub entrance: Entrance,
+    /// What is left to do in the pod's user namespace, if it has one.
+    pub inside: Option<Inside<'a>>,
+}
+
+/// What init enters by itself where the pod has a user namespace.
+pub struct Inside<'a> {
+    /// The user namespace.
+    pub namespace: OwnedFd,
+    /// The container's root, which is nowhere yet.
+    pub root: root::Prepared<'a>,
+    /// User and group of the container's root on the host.
+    pub owner: (u32, u32),
+}
+
+impl Inside<'_> {
+    fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        std::iter::once(self.namespace.as_fd()).chain(self.root.fd()).collect()
+    }
 }
 
 impl Init<'_> {
@@ -110,7 +141,8 @@ impl Init<'_> {
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
         let own = [self.null.as_fd(), self.socket.as_fd(), self.proc.as_fd()];
         let streams = process::streams(&self.stdio);
-        own.into_iter().chain(streams).chain(self.mounts.iter().flat_map(Prepared::fds)).chain(self.entrance.fds()).collect()
+        let mounts = self.mounts.iter().flat_map(Prepared::fds);
+        own.into_iter().chain(streams).chain(mounts).chain(self.entrance.fds()).chain(self.inside.iter().flat_map(Inside::fds)).collect()
     }
 }
 
@@ -151,18 +183,23 @@ fn wait_for_release<'a>(set_up: SetUp<'a>, socket: BorrowedFd<'_>) -> io::Result
 
 /// Everything up to "ready". `None`: the creator is gone.
 fn set_up(init: Init<'_>) -> Result<Option<SetUp<'_>>, InitError> {
-    let Init { plan, mounts, null, stdio, socket, proc, limits, entrance } = init;
+    let Init { plan, mut mounts, null, stdio, socket, proc, limits, entrance, inside } = init;
     drop(entrance);
     sys_process::set_name(c"copepod:init");
     if !handshake::wait(socket.as_fd()).map_err(InitError::Socket)? {
         return Ok(None);
     }
     rustix::process::setsid().map_err(|error| InitError::Session(error.into()))?;
+    process::set_oom_score(&plan.process, proc.as_fd()).map_err(InitError::Process)?;
+    drop(proc);
+    if let Some(inside) = inside {
+        mounts::make_outside(&mut mounts).map_err(|(target, source)| InitError::Mount { target: target.into(), source })?;
+        go_inside(inside, plan, &limits, &stdio)?;
+    }
+    // It belongs to the user namespace in which it is made.
     if plan.namespaces.cgroup == Namespace::Private {
         ns::unshare(&[ns::Kind::Cgroup]).map_err(InitError::CgroupNamespace)?;
     }
-    process::set_oom_score(&plan.process, proc.as_fd()).map_err(InitError::Process)?;
-    drop(proc);
 
     let root_fd = rustix::fs::openat(CWD, c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| InitError::Root(error.into()))?;
@@ -191,8 +228,20 @@ fn set_up(init: Init<'_>) -> Result<Option<SetUp<'_>>, InitError> {
     drop(attached);
 
     let user = user::resolve(&plan.process.user, root).map_err(InitError::User)?;
+    process::check_mapped(&user, plan.user_namespace.as_ref()).map_err(InitError::Process)?;
     let ready = become_process(plan, &user, root, &limits, stdio, terminal.as_ref())?;
     Ok(Some(SetUp { ready, user, console: terminal.map(|terminal| terminal.master) }))
+}
+
+/// Into the pod's user namespace: what takes the host's root comes first, and the container's mount namespace and root afterwards,
+/// so that they belong to the user namespace.
+fn go_inside(inside: Inside<'_>, plan: &ContainerPlan, limits: &DefaultLimits, stdio: &Stdio) -> Result<(), InitError> {
+    process::raise_limits(&plan.process.rlimits, limits).map_err(InitError::Process)?;
+    process::give_streams(process::streams(stdio), inside.owner).map_err(InitError::Process)?;
+    userns::enter(inside.namespace.as_fd()).map_err(InitError::UserNamespace)?;
+    ns::unshare(&[ns::Kind::Mount]).map_err(InitError::MountNamespace)?;
+    mount::set_propagation_of_all(mount::Propagation::Slave).map_err(InitError::MountNamespace)?;
+    root::enter(inside.root, Path::new(STAGED_ROOT)).map_err(InitError::Enter)
 }
 
 fn become_process<'a>(

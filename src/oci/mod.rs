@@ -30,6 +30,7 @@ mod relabel;
 mod root;
 mod terminal;
 mod user;
+mod userns;
 mod volume;
 
 pub use crate::cgroup::Hierarchy;

@@ -19,6 +19,7 @@ use super::host::Host;
 use super::image_volume::{self, ImageVolumeError};
 use super::paths::{Leaf, Links, PathError, Root};
 use super::relabel::{self, RelabelError};
+use super::userns::{self, Joined, UserNsError};
 use super::volume::{self, VolumeError};
 use crate::cgroup::{Cgroup, Hierarchy};
 use crate::errchain::{Kind, Kinded};
@@ -86,6 +87,24 @@ pub enum MountError {
     /// The host's mounts can't be read.
     #[error("cannot read the host's mount table")]
     MountTable(#[source] io::Error),
+    /// There are no such mappings to show the source of a bind with.
+    #[error("cannot make the mappings of {path}")]
+    Mappings {
+        /// Its path on the host.
+        path: PathBuf,
+        /// Why.
+        source: UserNsError,
+    },
+    /// The source of a bind can't be shown with other owners.
+    #[error("cannot map the ids of {path}, whose filesystem is {filesystem}")]
+    Idmap {
+        /// Its path on the host.
+        path: PathBuf,
+        /// The filesystem's type.
+        filesystem: String,
+        /// Why.
+        source: io::Error,
+    },
     /// The pod has no /dev/shm.
     #[error("the pod has no /dev/shm of its own")]
     NoPodShm,
@@ -125,6 +144,9 @@ impl Kinded for MountError {
             MountError::Image(error) => error.kind(),
             MountError::Volume(error) => error.kind(),
             MountError::Relabel { source, .. } => source.kind(),
+            MountError::Mappings { source, .. } => source.kind(),
+            // The kernel's word for a filesystem that can't.
+            MountError::Idmap { source, .. } if source.raw_os_error() == Some(libc::EINVAL) => Kind::FailedPrecondition,
             MountError::Devices(error) => error.kind(),
             MountError::Target(error) => error.kind(),
             _ => Kind::Internal,
@@ -184,22 +206,24 @@ pub struct Sources<'a> {
     pub cgroup: &'a Cgroup,
     /// Where it is.
     pub hierarchy: &'a Hierarchy,
+    /// The pod's user namespace.
+    pub user: Option<Joined<'a>>,
 }
 
 /// Prepares one mount, in the host's mount namespace.
 pub fn prepare<'a>(mount: &'a Mount, plan: &ContainerPlan, from: Sources<'_>) -> Result<Prepared<'a>, MountError> {
     let (content, leaf) = match &mount.kind {
         MountKind::Bind(bind) => {
-            let (tree, leaf) = bind_source(mount, bind)?;
+            let (tree, leaf) = bind_source(mount, bind, from)?;
             (Content::Tree(tree), leaf)
         }
         MountKind::Image(image) => {
-            let (tree, leaf) = image_volume::prepare(image, &plan.pivot_dir, from.host, from.staging).map_err(MountError::Image)?;
+            let (tree, leaf) = image_volume::prepare(image, &plan.pivot_dir, from).map_err(MountError::Image)?;
             mount::set_attributes(tree.as_fd(), Attributes { readonly: true, ..attributes(mount) }, false).map_err(MountError::Attributes)?;
             (Content::Tree(tree), leaf)
         }
         MountKind::Volume(source) => {
-            let (tree, leaf) = bind_source(mount, &Bind { source: source.clone(), ..Bind::default() })?;
+            let (tree, leaf) = bind_source(mount, &Bind { source: source.clone(), ..Bind::default() }, from)?;
             (Content::Volume(tree), leaf)
         }
         MountKind::PodShm => {
@@ -208,7 +232,7 @@ pub fn prepare<'a>(mount: &'a Mount, plan: &ContainerPlan, from: Sources<'_>) ->
             mount::set_attributes(tree.as_fd(), attributes(mount), false).map_err(MountError::Attributes)?;
             (Content::Tree(tree), Leaf::Directory)
         }
-        MountKind::Tmpfs => (Content::Tree(tmpfs(mount, plan)?), Leaf::Directory),
+        MountKind::Tmpfs => (Content::Tree(tmpfs(mount, plan, from.user)?), Leaf::Directory),
         MountKind::Cgroup => {
             let content = match cgroup_view::prepare(from.cgroup, from.hierarchy, attributes(mount))? {
                 Some(view) => Content::Cgroups(view),
@@ -225,7 +249,7 @@ pub fn prepare<'a>(mount: &'a Mount, plan: &ContainerPlan, from: Sources<'_>) ->
     Ok(Prepared { mount, content, leaf })
 }
 
-fn bind_source(mount: &Mount, bind: &Bind) -> Result<(OwnedFd, Leaf), MountError> {
+fn bind_source(mount: &Mount, bind: &Bind, from: Sources<'_>) -> Result<(OwnedFd, Leaf), MountError> {
     let path = &bind.source;
     let source = open_source(bind)?;
     let failed = |source: io::Error| MountError::Bind { path: path.clone(), source };
@@ -252,6 +276,12 @@ fn bind_source(mount: &Mount, bind: &Bind) -> Result<(OwnedFd, Leaf), MountError
     }
     let tree = mount::clone_tree(source.as_fd(), bind.recursive).map_err(failed)?;
     mount::set_propagation(tree.as_fd(), propagation).map_err(failed)?;
+    if let Some(mappings) = &bind.idmap {
+        let mappings = userns::for_mount(mappings, from.user, from.host.proc.as_fd());
+        let mappings = mappings.map_err(|source| MountError::Mappings { path: path.clone(), source })?;
+        let refused = |error| MountError::Idmap { path: path.clone(), filesystem: userns::filesystem(source.as_fd()), source: error };
+        mount::set_idmap(tree.as_fd(), mappings.as_fd()).map_err(refused)?;
+    }
     let all = attributes(mount);
     let readonly_below = mount.readonly && bind.readonly_recursive;
     mount::set_attributes(tree.as_fd(), all, false).map_err(MountError::Attributes)?;
@@ -304,15 +334,45 @@ fn pod_shm(staging: BorrowedFd<'_>, host: &Host) -> io::Result<OwnedFd> {
     Ok(tree)
 }
 
-fn tmpfs(mount: &Mount, plan: &ContainerPlan) -> Result<OwnedFd, MountError> {
+fn tmpfs(mount: &Mount, plan: &ContainerPlan, user: Option<Joined<'_>>) -> Result<OwnedFd, MountError> {
     let fs = NewFs::open("tmpfs").map_err(MountError::Filesystem)?;
-    fs.set("source", "tmpfs").and_then(|()| fs.options(&mount.options)).map_err(MountError::Filesystem)?;
+    let options = tmpfs_options(&mount.options, user);
+    fs.set("source", "tmpfs").and_then(|()| fs.options(&options)).map_err(MountError::Filesystem)?;
     // Read-only at last, when what is mounted in it has its place: see `Attached`.
     let tree = fs.mount(Attributes { readonly: false, ..attributes(mount) }).map_err(MountError::Filesystem)?;
     if mount.target == Path::new("/dev") {
-        devices::fill(tree.as_fd(), &plan.devices).map_err(MountError::Devices)?;
+        devices::fill(tree.as_fd(), &plan.devices, user.map(|user| user.root)).map_err(MountError::Devices)?;
     }
     Ok(tree)
+}
+
+/// The options of a tmpfs that is made outside of the pod's user namespace: its owner as the host sees it.
+fn tmpfs_options(options: &str, user: Option<Joined<'_>>) -> String {
+    let Some(user) = user else { return options.into() };
+    let mapped = options.split(',').filter(|option| !option.is_empty()).map(|option| {
+        let range = match option.split_once('=') {
+            Some(("uid", id)) => Some(("uid", id, &user.mappings.uids)),
+            Some(("gid", id)) => Some(("gid", id, &user.mappings.gids)),
+            _ => None,
+        };
+        // What isn't mapped is left for the kernel to refuse or to take.
+        let host = range.and_then(|(key, id, range)| Some(format!("{key}={}", range.host_id(id.parse().ok()?)?)));
+        host.unwrap_or_else(|| option.to_string())
+    });
+    let root = [format!("uid={}", user.root.0), format!("gid={}", user.root.1)];
+    root.into_iter().chain(mapped).collect::<Vec<_>>().join(",")
+}
+
+/// Makes those filesystems of the container's namespaces that can't be made inside the pod's user namespace: the kernel wants to
+/// see such a one already in the mount namespace for procfs and sysfs (EPERM), and the namespaces of the host take its root.
+pub fn make_outside<'a>(prepared: &mut [Prepared<'a>]) -> Result<(), (&'a Path, MountError)> {
+    for prepared in prepared {
+        if let Content::Make(filesystem @ ("proc" | "sysfs" | "mqueue")) = prepared.content {
+            let made = make(filesystem, prepared.mount);
+            prepared.content = Content::Tree(made.map_err(|error| (prepared.mount.target.as_path(), MountError::Filesystem(error)))?);
+        }
+    }
+    Ok(())
 }
 
 /// What init remembers of the mounts it attached.

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::devices;
 use super::paths::{Leaf, Links, PathError, Root};
 use crate::errchain::{Kind, Kinded};
-use crate::plan::{Process, ResolvedUser, Rlimit, capability};
+use crate::plan::{Process, ResolvedUser, Rlimit, UserNamespace, capability};
 use crate::sys::{creds, process, seccomp};
 
 /// A process that cannot be made what its plan says.
@@ -84,6 +84,18 @@ pub enum ProcessError {
     /// Capabilities.
     #[error("cannot set the {0} capabilities")]
     Capabilities(&'static str, #[source] io::Error),
+    /// A user or a group that the host has no id for.
+    #[error("{what} {id} is outside of the mapping of the pod's user namespace, which has {length} ids from {first} on")]
+    Unmapped {
+        /// `user` or `group`.
+        what: &'static str,
+        /// The id.
+        id: u32,
+        /// The first id that is mapped.
+        first: u32,
+        /// How many are.
+        length: u32,
+    },
     /// User and groups.
     #[error("cannot become user {uid}, group {gid}")]
     User {
@@ -123,6 +135,7 @@ impl Kinded for ProcessError {
             | ProcessError::NoProgram
             | ProcessError::CwdOutside { .. }
             | ProcessError::NotFound(_)
+            | ProcessError::Unmapped { .. }
             | ProcessError::Execute { .. }
             | ProcessError::Cwd { .. } => Kind::InvalidArgument,
             ProcessError::MakeCwd(error) | ProcessError::OpenCwd(error) => error.kind(),
@@ -206,6 +219,35 @@ fn set_limits(planned: &[Rlimit], defaults: &DefaultLimits) -> Result<(), Proces
     Ok(())
 }
 
+/// Raises those hard limits that will have to be higher, while this process has the host's CAP_SYS_RESOURCE: in a user namespace none
+/// can be raised. What nobody asked for by name may stay lower.
+pub fn raise_limits(planned: &[Rlimit], defaults: &DefaultLimits) -> Result<(), ProcessError> {
+    for (resource, &(_, default)) in (0u32..).zip(&defaults.0) {
+        let named = planned.iter().find(|limit| limit.resource == resource);
+        let hard = named.map_or(default, |limit| limit.hard);
+        let name = || LIMITS.get(resource as usize).map_or_else(|| format!("number {resource}"), |name| name.to_string());
+        let (soft, old) = creds::limit(resource).map_err(|source| ProcessError::Limit { name: name(), soft: hard, hard, source })?;
+        if hard > old
+            && let Err(source) = creds::set_limit(resource, soft, hard)
+            && let Some(limit) = named
+        {
+            return Err(ProcessError::Limit { name: name(), soft: limit.soft, hard, source });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a user and its groups are mapped.
+pub fn check_mapped(user: &ResolvedUser, mappings: Option<&UserNamespace>) -> Result<(), ProcessError> {
+    let Some(mappings) = mappings else { return Ok(()) };
+    let ids = [("user", user.uid, &mappings.uids), ("group", user.gid, &mappings.gids)];
+    let groups = user.groups.iter().map(|group| ("group", *group, &mappings.gids));
+    match ids.into_iter().chain(groups).find(|(_, id, range)| range.host_id(*id).is_none()) {
+        Some((what, id, range)) => Err(ProcessError::Unmapped { what, id, first: range.container, length: range.length }),
+        None => Ok(()),
+    }
+}
+
 /// Sets this process's oom_score_adj through the host's `/proc`, while it still has its privileges: with CAP_SYS_RESOURCE
 /// the value becomes the lowest that the container's processes can set for themselves (proc_pid_oom_score_adj(5)).
 pub fn set_oom_score(plan: &Process, proc: BorrowedFd<'_>) -> Result<(), ProcessError> {
@@ -224,19 +266,29 @@ pub fn set_oom_score(plan: &Process, proc: BorrowedFd<'_>) -> Result<(), Process
 
 /// Puts the streams on descriptors 0, 1 and 2 and gives them to the user, who may open them again as /dev/stderr.
 pub fn take_stdio(streams: [BorrowedFd<'_>; 3], uid: u32) -> Result<(), ProcessError> {
+    own(streams, uid, None)?;
+    process::set_stdio(streams).map_err(|source| ProcessError::Stdio(0, source))
+}
+
+/// Gives the streams to the root of a user namespace, by its ids on the host: from inside it could not take what belongs to the host's root.
+pub fn give_streams(streams: [BorrowedFd<'_>; 3], (uid, gid): (u32, u32)) -> Result<(), ProcessError> {
+    own(streams, uid, Some(rustix::fs::Gid::from_raw(gid)))
+}
+
+fn own(streams: [BorrowedFd<'_>; 3], uid: u32, gid: Option<rustix::fs::Gid>) -> Result<(), ProcessError> {
     for (number, fd) in (0..).zip(streams) {
         let failed = |source: io::Error| ProcessError::Stdio(number, source);
         let stat = rustix::fs::fstat(fd).map_err(|error| failed(error.into()))?;
         if stat.st_uid != uid && !devices::is_null(fd).map_err(failed)? {
             let owner = Some(rustix::fs::Uid::from_raw(uid));
-            match rustix::fs::fchown(fd, owner, None) {
+            match rustix::fs::fchown(fd, owner, gid) {
                 // A socket, or a file on a filesystem that keeps its owners: the stream works all the same.
                 Ok(()) | Err(Errno::INVAL | Errno::PERM | Errno::ROFS | Errno::NOTSUP) => {}
                 Err(error) => return Err(failed(error.into())),
             }
         }
     }
-    process::set_stdio(streams).map_err(|source| ProcessError::Stdio(0, source))
+    Ok(())
 }
 
 /// A process that has become the container's user; what is left is seccomp and execve.

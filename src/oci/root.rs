@@ -5,15 +5,19 @@
 
 use std::ffi::{CString, OsStr};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
 
+use super::host::Host;
+use super::sandbox::{STAGED_LAYERS, STAGED_ROOT, STAGED_WRITABLE};
+use super::userns::{self, Joined};
 use crate::errchain::{Kind, Kinded};
 use crate::plan::{Overlay, Rootfs};
 use crate::sys::mount::{self, Attributes, NewFs, NewFsError, Propagation};
+use crate::sys::ns;
 
 /// A root that cannot be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +67,24 @@ pub enum RootError {
         /// Why.
         source: io::Error,
     },
+    /// The layers can't be shown to the pod's user namespace.
+    #[error("cannot map the ids of the layers in {dir}, whose filesystem is {filesystem}")]
+    Idmap {
+        /// Where they are.
+        dir: PathBuf,
+        /// The filesystem's type.
+        filesystem: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The layers can't be attached where an overlay takes mapped ones from.
+    #[error("cannot attach {path} in the pod's staging mount namespace")]
+    Stage {
+        /// The directory on the host.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// This kernel takes no more than 4096 bytes of options, and the layers' names need more.
     #[error("the names of {layers} layers need {bytes} bytes, and this kernel takes 4095")]
     TooManyLayers {
@@ -86,6 +108,7 @@ impl Kinded for RootError {
         match self {
             RootError::Missing => Kind::InvalidArgument,
             RootError::TooManyLayers { .. } => Kind::ResourceExhausted,
+            RootError::Idmap { source, .. } if source.raw_os_error() == Some(libc::EINVAL) => Kind::FailedPrecondition,
             RootError::Open { source, .. } if source.kind() == io::ErrorKind::NotFound => Kind::NotFound,
             _ => Kind::Internal,
         }
@@ -101,6 +124,16 @@ pub enum Prepared<'a> {
     InPlace(&'a Overlay),
 }
 
+impl Prepared<'_> {
+    /// Its descriptor.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Prepared::Detached(tree) => Some(tree.as_fd()),
+            Prepared::InPlace(_) => None,
+        }
+    }
+}
+
 /// Longest value of one option of fsconfig(2).
 const MAX_VALUE: usize = 255;
 /// Longest options of mount(2), without the final NUL.
@@ -112,6 +145,72 @@ pub fn prepare(rootfs: &Rootfs) -> Result<Prepared<'_>, RootError> {
         Rootfs::None => Err(RootError::Missing),
         Rootfs::Directory(path) => directory(path).map(Prepared::Detached),
         Rootfs::Overlay(overlay) => overlay_by_fd(overlay),
+    }
+}
+
+/// Prepares the root of a container in the pod's user namespace. A directory stays as it is: whoever made it has made it for these ids.
+pub fn prepare_mapped<'a>(rootfs: &'a Rootfs, user: Joined<'_>, staging: BorrowedFd<'_>, host: &Host) -> Result<Prepared<'a>, RootError> {
+    match rootfs {
+        Rootfs::Overlay(overlay) => mapped_overlay(overlay, user, staging, host).map(Prepared::Detached),
+        other => prepare(other),
+    }
+}
+
+/// A detached overlay whose layers are shown with the ids of the pod's user namespace; not a file of theirs changes its owner.
+///
+/// Below Linux 6.15 overlay takes no layer from a detached mount, so that mapped layers and the writable one are attached in a copy of
+/// the pod's staging mount namespace, which ends with the creator's stay in it; overlay keeps mounts of its own.
+pub(super) fn mapped_overlay(overlay: &Overlay, user: Joined<'_>, staging: BorrowedFd<'_>, host: &Host) -> Result<OwnedFd, RootError> {
+    let layers = open_directory(&overlay.layers_dir)?;
+    let bind = |path: &Path, source| RootError::Bind { path: path.into(), source };
+    let mapped = mount::clone_tree(layers.as_fd(), false).map_err(|error| bind(&overlay.layers_dir, error))?;
+    mount::set_idmap(mapped.as_fd(), user.user).map_err(|source| RootError::Idmap {
+        dir: overlay.layers_dir.clone(),
+        filesystem: userns::filesystem(layers.as_fd()),
+        source,
+    })?;
+    let mut trees = vec![(mapped, STAGED_LAYERS, overlay.layers_dir.as_path())];
+    // A layer that is no name in `layers_dir` is the empty one below a single layer.
+    let lower = overlay.lower.iter().map(|name| if name.starts_with('/') { STAGED_WRITABLE.into() } else { name.clone() }).collect();
+    let mut staged = Overlay { layers_dir: STAGED_LAYERS.into(), lower, ..Overlay::default() };
+    if let Some(above) = overlay.upper.parent() {
+        // One mount for both: overlay wants the writable layer and its own directory on the same one.
+        let stray = |path: &Path| RootError::Stage { path: path.into(), source: io::ErrorKind::InvalidInput.into() };
+        let inside = |path: &Path| Ok(Path::new(STAGED_WRITABLE).join(path.strip_prefix(above).map_err(|_| stray(path))?));
+        (staged.upper, staged.work) = (inside(&overlay.upper)?, inside(&overlay.work)?);
+        let writable = mount::clone_tree(open_directory(above)?.as_fd(), false).map_err(|error| bind(above, error))?;
+        trees.push((writable, STAGED_WRITABLE, above));
+    }
+    let stage = || -> Result<OwnedFd, RootError> {
+        let enter = |source| RootError::Stage { path: overlay.layers_dir.clone(), source };
+        ns::enter(staging, ns::Kind::Mount).and_then(|()| ns::unshare(&[ns::Kind::Mount])).map_err(enter)?;
+        for (tree, at, path) in &trees {
+            mount::set_propagation(tree.as_fd(), Propagation::Private)
+                .and_then(|()| mount::attach_at(tree.as_fd(), Path::new(at)))
+                .map_err(|source| RootError::Stage { path: path.to_path_buf(), source })?;
+        }
+        match overlay_by_fd(&staged)? {
+            Prepared::Detached(tree) => Ok(tree),
+            Prepared::InPlace(staged) => {
+                mount_in_place(staged, Path::new(STAGED_ROOT))?;
+                mount::clone_tree(open_directory(Path::new(STAGED_ROOT))?.as_fd(), false).map_err(|error| bind(&overlay.layers_dir, error))
+            }
+        }
+    };
+    // The paths that its errors name are those of the host.
+    let tree = stage().map_err(|error| error.on_host(overlay));
+    host.come_back().map_err(|source| RootError::Stage { path: overlay.layers_dir.clone(), source })?;
+    tree
+}
+
+impl RootError {
+    fn on_host(self, overlay: &Overlay) -> Self {
+        let (layers, dir, upper) = (overlay.lower.len(), overlay.layers_dir.clone(), overlay.upper.clone());
+        match self {
+            RootError::Overlay { source, .. } => RootError::Overlay { layers, dir, upper, source },
+            RootError::OverlayMount { on, source, .. } => RootError::OverlayMount { layers, dir, upper, on, source },
+            other => other,
+        }
     }
 }
 

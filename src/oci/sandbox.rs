@@ -7,11 +7,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 use super::handshake;
 use super::host::Host;
+use super::userns::{self, Joined};
 use super::{OciError, mounts};
-use crate::plan::SandboxPlan;
+use crate::plan::{SandboxPlan, UserNamespace};
 use crate::sys::mount::{self, Attributes, NewFs};
 use crate::sys::process::{CloneArgs, Keep};
 use crate::sys::{creds, fd, net, ns, process};
@@ -27,7 +29,9 @@ pub struct SandboxNamespaces {
     pub uts: Option<OwnedFd>,
     /// pid_namespaces(7) of the pause process.
     pub pid: Option<OwnedFd>,
-    /// A private mount namespace that holds the pod's /dev/shm.
+    /// user_namespaces(7), the owner of the others.
+    pub user: Option<OwnedFd>,
+    /// A private mount namespace that holds the pod's /dev/shm, and in which mapped layers are attached.
     pub staging: Option<OwnedFd>,
     /// The pause process, a child of the monitor: its pid and pidfd.
     pub pause: Option<(u32, OwnedFd)>,
@@ -41,14 +45,27 @@ pub fn create(plan: &SandboxPlan) -> Result<SandboxNamespaces, OciError> {
     let host = Host::open().map_err(|error| OciError::Host("namespaces", error))?;
 
     let wanted = [(plan.new_net, ns::Kind::Net), (plan.new_ipc, ns::Kind::Ipc), (plan.new_uts, ns::Kind::Uts)];
-    for (_, kind) in wanted.iter().filter(|(new, _)| *new) {
-        ns::unshare(&[*kind]).map_err(|error| OciError::Unshare(kind.name(), error))?;
-    }
-    let open = |new: bool, kind: ns::Kind| {
-        let open = || ns::open(host.proc.as_fd(), None, kind).map_err(|error| OciError::Host("namespaces", error));
-        new.then(open).transpose()
+    let kinds: Vec<ns::Kind> = wanted.iter().filter(|(new, _)| *new).map(|(_, kind)| *kind).collect();
+    let (user, made) = match &plan.user_namespace {
+        Some(mappings) => {
+            let (user, made) = userns::make(mappings, &kinds, host.proc.as_fd()).map_err(OciError::UserNs)?;
+            // From the outside: the host's root may set there what the namespace's own may not.
+            for (fd, kind) in made.iter().zip(&kinds) {
+                ns::enter(fd.as_fd(), *kind).map_err(|source| OciError::Enter { kind: kind.name(), of: "the pod", source })?;
+            }
+            (Some(user), made)
+        }
+        None => {
+            let make = |kind: &ns::Kind| {
+                ns::unshare(&[*kind]).map_err(|error| OciError::Unshare(kind.name(), error))?;
+                ns::open(host.proc.as_fd(), None, *kind).map_err(|error| OciError::Host("namespaces", error))
+            };
+            (None, kinds.iter().map(make).collect::<Result<_, _>>()?)
+        }
     };
-    let (net, ipc, uts) = (open(plan.new_net, ns::Kind::Net)?, open(plan.new_ipc, ns::Kind::Ipc)?, open(plan.new_uts, ns::Kind::Uts)?);
+    let mut made = made.into_iter();
+    let [net, ipc, uts] = wanted.map(|(new, _)| made.by_ref().take(usize::from(new)).next());
+    let joined = Joined::of(plan.user_namespace.as_ref(), user.as_ref().map(|user| user.as_fd()))?;
 
     if plan.new_uts {
         rustix::system::sethostname(plan.hostname.as_bytes())
@@ -61,14 +78,15 @@ pub fn create(plan: &SandboxPlan) -> Result<SandboxNamespaces, OciError> {
         set_sysctl(name, value, plan, host.proc.as_fd())?;
     }
 
-    let staging = (plan.shm_bytes > 0).then(|| staging(plan.shm_bytes, &host)).transpose()?;
+    let staging = (plan.shm_bytes > 0 || user.is_some()).then(|| staging(plan.shm_bytes, joined, &host)).transpose()?;
     let (pid, pause) = if plan.shared_pid {
-        let (pid, pause) = pause(plan, &host)?;
+        let inside = joined.zip(staging.as_ref().map(|staging| staging.as_fd()));
+        let (pid, pause) = pause(plan, inside, &host)?;
         (Some(pid), Some(pause))
     } else {
         (None, None)
     };
-    Ok(SandboxNamespaces { net, ipc, uts, pid, staging, pause })
+    Ok(SandboxNamespaces { net, ipc, uts, pid, user, staging, pause })
 }
 
 /// The namespace that a sysctl belongs to; `None`: the whole node's, or unknown. The last word after the daemon's own check: what is
@@ -129,45 +147,63 @@ fn set_sysctl(name: &str, value: &str, plan: &SandboxPlan, proc: BorrowedFd<'_>)
     }
     let failed = |error: rustix::io::Errno| OciError::Set { what: format!("sysctl {name} to {value:?}"), source: error.into() };
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let file = rustix::fs::openat2(proc, format!("sys/{path}"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve).map_err(failed)?;
+    let open = || rustix::fs::openat2(proc, format!("sys/{path}"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve);
+    let file = match (open(), plan.user_namespace.as_ref().and_then(UserNamespace::root)) {
+        // Since Linux 6.9 a sysctl of an IPC namespace belongs to the root of its user namespace, and not to the host's any more.
+        (Err(Errno::ACCESS | Errno::PERM), Some((uid, _))) => {
+            let opened = creds::with_effective_user(uid, open).and_then(|opened| opened.map_err(Into::into));
+            process::set_dumpable(false).map_err(|error| OciError::Host("process attributes", error))?;
+            opened.map_err(|source| OciError::Set { what: format!("sysctl {name} to {value:?}"), source })?
+        }
+        (opened, _) => opened.map_err(failed)?,
+    };
     rustix::io::write(&file, value.as_bytes()).map(drop).map_err(failed)
 }
 
 /// Where creators attach a container's root, in their copies of the staging mount namespace.
 pub(super) const STAGED_ROOT: &str = "/root";
+/// Where they attach layers with mapped ids, and the directory of the writable one.
+pub(super) const STAGED_LAYERS: &str = "/layers";
+pub(super) const STAGED_WRITABLE: &str = "/writable";
 
-/// A mount namespace whose root is a tmpfs with the pod's /dev/shm in it, and which holds nothing of the host.
-fn staging(shm_bytes: u64, host: &Host) -> Result<OwnedFd, OciError> {
+/// A mount namespace whose root is a tmpfs with the pod's /dev/shm in it, and which holds nothing of the host. It belongs to the host's
+/// user namespace.
+fn staging(shm_bytes: u64, user: Option<Joined<'_>>, host: &Host) -> Result<OwnedFd, OciError> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| OciError::Staging { what: "staging mounts", source };
     ns::unshare(&[ns::Kind::Mount]).map_err(|error| OciError::Unshare("mnt", error))?;
-    let root = empty_root("mode=700,size=64k", false).map_err(failed)?;
-    for dir in [mounts::STAGED_SHM, STAGED_ROOT] {
+    // Any directory will do as a mountpoint on the way; this one is on every host.
+    let root = empty_root("mode=700,size=64k", false, Path::new("/proc")).map_err(failed)?;
+    for dir in [mounts::STAGED_SHM, STAGED_ROOT, STAGED_LAYERS, STAGED_WRITABLE] {
         rustix::fs::mkdirat(CWD, dir, Mode::from_raw_mode(0o700)).map_err(|error| failed(Box::new(error)))?;
     }
-    let shm = shm(shm_bytes).map_err(|error| OciError::Staging { what: "/dev/shm", source: Box::new(error) })?;
-    mount::attach_at(shm.as_fd(), Path::new(mounts::STAGED_SHM)).map_err(|error| failed(Box::new(error)))?;
+    if shm_bytes > 0 {
+        let shm = shm(shm_bytes, user).map_err(|error| OciError::Staging { what: "/dev/shm", source: Box::new(error) })?;
+        mount::attach_at(shm.as_fd(), Path::new(mounts::STAGED_SHM)).map_err(|error| failed(Box::new(error)))?;
+    }
     drop(root);
     let namespace = ns::open(host.proc.as_fd(), None, ns::Kind::Mount).map_err(|error| failed(Box::new(error)))?;
     host.come_back().map_err(|error| OciError::Host("mount namespace", error))?;
     Ok(namespace)
 }
 
-fn shm(bytes: u64) -> Result<OwnedFd, mount::NewFsError> {
+fn shm(bytes: u64, user: Option<Joined<'_>>) -> Result<OwnedFd, mount::NewFsError> {
     let fs = NewFs::open("tmpfs")?;
     fs.set("source", "shm")?;
     fs.options(&format!("mode=1777,size={bytes}"))?;
+    if let Some((uid, gid)) = user.map(|user| user.root) {
+        fs.options(&format!("uid={uid},gid={gid}"))?;
+    }
     fs.mount(Attributes { nosuid: true, nodev: true, noexec: true, ..Attributes::default() })
 }
 
 /// Makes an empty tmpfs the root, in a mount namespace that this process has just made.
-fn empty_root(options: &str, readonly: bool) -> Result<OwnedFd, Box<dyn std::error::Error + Send + Sync>> {
+fn empty_root(options: &str, readonly: bool, on: &Path) -> Result<OwnedFd, Box<dyn std::error::Error + Send + Sync>> {
     mount::set_propagation_of_all(mount::Propagation::Private)?;
     let fs = NewFs::open("tmpfs")?;
     fs.set("source", "tmpfs")?;
     fs.options(options)?;
     let root = fs.mount(Attributes { readonly, nosuid: true, nodev: true, noexec: true, noatime: false })?;
-    // Any directory will do as a mountpoint on the way; this one is on every host.
-    mount::attach_at(root.as_fd(), Path::new("/proc"))?;
+    mount::attach_at(root.as_fd(), on)?;
     mount::pivot_into(root.as_fd())?;
     Ok(root)
 }
@@ -175,25 +211,42 @@ fn empty_root(options: &str, readonly: bool) -> Result<OwnedFd, Box<dyn std::err
 /// How long the pause process may take to begin.
 const BEGIN: Duration = Duration::from_secs(30);
 
-/// Starts the pause process, and gives its PID namespace.
-fn pause(plan: &SandboxPlan, host: &Host) -> Result<(OwnedFd, (u32, OwnedFd)), OciError> {
+/// Starts the pause process, and gives its PID namespace. `inside`: the pod's user namespace, for that one to belong to, with the
+/// staging mount namespace; then this process ends up in it and can do nothing more for the pod.
+fn pause(plan: &SandboxPlan, inside: Option<(Joined<'_>, BorrowedFd<'_>)>, host: &Host) -> Result<(OwnedFd, (u32, OwnedFd)), OciError> {
     let failed = |error: std::io::Error| OciError::Pause(error);
+    let on = match inside {
+        Some((user, staging)) => {
+            if let Some(score) = plan.oom_score_adj {
+                // For the pause process, which gets its parent's score and can't set its own in the user namespace.
+                let _ = set_oom_score(host.proc.as_fd(), score);
+            }
+            ns::enter(staging, ns::Kind::Mount).map_err(|source| OciError::Enter { kind: "mnt", of: "the pod", source })?;
+            userns::enter(user.user).map_err(OciError::EnterUserNs)?;
+            STAGED_ROOT
+        }
+        None => "/proc",
+    };
     ns::unshare(&[ns::Kind::Pid]).map_err(|error| OciError::Unshare("pid", error))?;
     ns::unshare(&[ns::Kind::Mount]).map_err(|error| OciError::Unshare("mnt", error))?;
-    empty_root("mode=555,size=4k,nr_inodes=2", true).map_err(|source| OciError::Staging { what: "root of the pause process", source })?;
+    empty_root("mode=555,size=4k,nr_inodes=2", true, Path::new(on))
+        .map_err(|source| OciError::Staging { what: "root of the pause process", source })?;
     let (ours, theirs) = fd::seqpacket_pair().map_err(failed)?;
     let proc = host.proc.try_clone().map_err(failed)?;
     let keep = Keep::only(&[theirs.as_fd(), proc.as_fd()]);
-    let score = plan.oom_score_adj;
+    let score = plan.oom_score_adj.filter(|_| inside.is_none());
     let args = CloneArgs { flags: libc::CLONE_PARENT as u64, cgroup: None };
     let (pid, pidfd) = process::spawn(args, Some(keep), move || be_pause(theirs, proc, score)).map_err(failed)?;
-    host.come_back().map_err(|error| OciError::Host("mount namespace", error))?;
+    if inside.is_none() {
+        host.come_back().map_err(|error| OciError::Host("mount namespace", error))?;
+    }
     let pid = pid.as_raw_nonzero().get() as u32;
     let begun = match handshake::readable(ours.as_fd(), BEGIN).map_err(failed)? {
         true => fd::receive(ours.as_fd(), 16).map_err(failed)?.is_some(),
         false => false,
     };
-    let namespace = ns::open(host.proc.as_fd(), Some(pid), ns::Kind::Pid).map_err(failed);
+    // Not that of the pause process, which isn't dumpable: the root of a user namespace has no way to look into it.
+    let namespace = ns::open_pid_for_children(host.proc.as_fd()).map_err(failed);
     if !begun || namespace.is_err() {
         let _ = process::signal(pidfd.as_fd(), libc::SIGKILL as u32);
     }
@@ -201,6 +254,12 @@ fn pause(plan: &SandboxPlan, host: &Host) -> Result<(OwnedFd, (u32, OwnedFd)), O
         return Err(OciError::PauseFailed);
     }
     Ok((namespace?, (pid, pidfd)))
+}
+
+fn set_oom_score(proc: BorrowedFd<'_>, score: i32) -> std::io::Result<()> {
+    let file = rustix::fs::openat(proc, c"self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, score.to_string().as_bytes())?;
+    Ok(())
 }
 
 /// The pause process: PID 1 of the pod, with an empty root, no descriptors and no capabilities.
@@ -211,9 +270,8 @@ fn be_pause(socket: OwnedFd, proc: OwnedFd, oom_score_adj: Option<i32>) -> i32 {
         process::block_signals();
         rustix::process::setsid()?;
         if let Some(score) = oom_score_adj {
-            let file = rustix::fs::openat(&proc, c"self/oom_score_adj", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
             // A node without CAP_SYS_RESOURCE can't protect it; the pod works without.
-            let _ = rustix::io::write(&file, score.to_string().as_bytes());
+            let _ = set_oom_score(proc.as_fd(), score);
         }
         creds::drop_bounding(0)?;
         creds::set_ambient(0)?;

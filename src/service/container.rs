@@ -17,7 +17,7 @@ use crate::model::lifecycle::{Admit, Op, Phase, admit};
 use crate::model::spec::{self, ImageDefaults, Surroundings};
 use crate::model::{rlimit, signal};
 use crate::monitor_api::{self, Body, Call, ExitRecord, exit_record};
-use crate::plan::{ContainerPlan, Overlay};
+use crate::plan::{ContainerPlan, Overlay, capability};
 use crate::store::journal::{Journal, Undo};
 use crate::store::make_dir;
 use crate::store::record::{ContainerRecord, Exit};
@@ -93,6 +93,7 @@ impl Service {
         crate::store::replace(&state_dir.join(PLAN), &crate::wire::encode(&plan), 0o600).map_err(ServiceError::Store)?;
         journal.enter("writable layer", Undo::RemoveDir(layer_dir.clone())).map_err(ServiceError::Store)?;
         let own_volumes = volumes::own(&plan);
+        let pod_spec = pod.clone();
         let log_dir = plan.log.dir.clone();
         let wants_log = !plan.log.path.as_os_str().is_empty();
         blocking(move || -> Result<(), ServiceError> {
@@ -105,10 +106,11 @@ impl Service {
                 path: layer_dir.join(UPPER),
                 source,
             })?;
+            files::own(&layer_dir.join(UPPER), &pod_spec.spec)?;
             if wants_log {
                 fs::create_dir_all(&log_dir).map_err(|source| ServiceError::Host { what: "make log directory", path: log_dir.clone(), source })?;
             }
-            volumes::make(&own_volumes)
+            volumes::make(&own_volumes, &pod_spec.spec)
         })
         .await??;
 
@@ -171,7 +173,9 @@ impl Service {
             working_dir: image.config.working_dir.clone(),
             volumes: image.config.volumes.clone(),
         };
-        let capabilities = spec::capabilities(spec, self.default_capabilities).map_err(ServiceError::Spec)? & self.available_capabilities;
+        // In a user namespace of the pod's own there are all of them.
+        let available = if pod.spec.namespaces.user.mapping().is_some() { capability::ALL } else { self.available_capabilities };
+        let capabilities = spec::capabilities(spec, self.default_capabilities).map_err(ServiceError::Spec)? & available;
         let pids = self.config.runtime.pids_limit;
         let around = Surroundings {
             id: id.to_string(),
@@ -189,7 +193,7 @@ impl Service {
             hostname: pod.spec.hostname.clone(),
             seccomp: self.filters.filter(spec::seccomp_profile(spec), capabilities)?,
             default_capabilities: self.default_capabilities,
-            available_capabilities: self.available_capabilities,
+            available_capabilities: available,
             rlimits: self.rlimits.clone(),
             pids_limit: (pids > 0).then_some(pids),
             log_max_line: self.config.runtime.log_max_line,

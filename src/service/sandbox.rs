@@ -99,6 +99,7 @@ impl Service {
             sysctls,
             shm_bytes: if own_ipc { self.config.runtime.shm_bytes } else { 0 },
             oom_score_adj: None,
+            user_namespace: spec.namespaces.user.plan(),
         };
         let plan = monitors::seal("CreateSandbox", &plan).map_err(ServiceError::monitor("cannot make the pod's namespaces"))?;
         let answer = monitor.call(Call::CreateSandbox, vec![plan]).await.map_err(ServiceError::monitor("cannot make the pod's namespaces"))?;

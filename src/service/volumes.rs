@@ -7,9 +7,10 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use super::{Service, ServiceError};
+use super::{Service, ServiceError, files};
 use crate::image::LayerLease;
 use crate::model::container::ContainerSpec;
+use crate::model::sandbox::SandboxSpec;
 use crate::plan::{ContainerPlan, MountKind, Overlay};
 use crate::store::make_dir;
 use crate::store::record::VolumeImage;
@@ -68,11 +69,12 @@ pub(super) fn own(plan: &ContainerPlan) -> Vec<PathBuf> {
 }
 
 /// Makes them, empty. Owner and mode become those that the image has there, where it has a directory.
-pub(super) fn make(volumes: &[PathBuf]) -> Result<(), ServiceError> {
+pub(super) fn make(volumes: &[PathBuf], pod: &SandboxSpec) -> Result<(), ServiceError> {
     for path in volumes {
         make_dir(path).map_err(ServiceError::Store)?;
         let readable = fs::set_permissions(path, fs::Permissions::from_mode(0o755));
         readable.map_err(|source| ServiceError::Host { what: "set the mode of", path: path.clone(), source })?;
+        files::own(path, pod)?;
     }
     Ok(())
 }

@@ -88,6 +88,15 @@ pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
     Ok(rustix::thread::set_thread_res_uid(uid, uid, uid)?)
 }
 
+/// Does something as another effective user, and comes back. The process may be dumpable afterwards.
+pub fn with_effective_user<T>(uid: u32, act: impl FnOnce() -> T) -> io::Result<T> {
+    let (own, other) = (rustix::process::geteuid(), Uid::from_raw(uid));
+    rustix::thread::set_thread_res_uid(own, other, own)?;
+    let done = act();
+    rustix::thread::set_thread_res_uid(own, own, own)?;
+    Ok(done)
+}
+
 /// A resource limit: soft, hard; u64::MAX is none (getrlimit(2)).
 pub fn limit(resource: u32) -> io::Result<(u64, u64)> {
     let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };

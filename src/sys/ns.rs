@@ -23,6 +23,8 @@ pub enum Kind {
     Pid,
     /// cgroup_namespaces(7).
     Cgroup,
+    /// user_namespaces(7). Whoever enters one has every capability in it and none outside, and never comes back.
+    User,
 }
 
 impl Kind {
@@ -35,6 +37,7 @@ impl Kind {
             Kind::Uts => "uts",
             Kind::Pid => "pid",
             Kind::Cgroup => "cgroup",
+            Kind::User => "user",
         }
     }
 
@@ -46,6 +49,7 @@ impl Kind {
             Kind::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
             Kind::Pid => LinkNameSpaceType::ProcessID,
             Kind::Cgroup => LinkNameSpaceType::ControlGroup,
+            Kind::User => LinkNameSpaceType::User,
         }
     }
 
@@ -57,6 +61,7 @@ impl Kind {
             Kind::Uts => ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME,
             Kind::Pid => ThreadNameSpaceType::PROCESS_ID,
             Kind::Cgroup => ThreadNameSpaceType::CONTROL_GROUP,
+            Kind::User => ThreadNameSpaceType::USER,
         }
     }
 
@@ -68,6 +73,7 @@ impl Kind {
             Kind::Uts => UnshareFlags::NEWUTS,
             Kind::Pid => UnshareFlags::NEWPID,
             Kind::Cgroup => UnshareFlags::NEWCGROUP,
+            Kind::User => UnshareFlags::NEWUSER,
         }
     }
 }
@@ -96,4 +102,10 @@ pub fn open(proc: BorrowedFd<'_>, pid: Option<u32>, kind: Kind) -> io::Result<Ow
     use rustix::fs::{Mode, OFlags};
     let process = pid.map_or_else(|| "self".to_string(), |pid| pid.to_string());
     Ok(rustix::fs::openat(proc.as_fd(), format!("{process}/ns/{}", kind.name()), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// A descriptor for the PID namespace that this process has made for its children. There is none before the first child.
+pub fn open_pid_for_children(proc: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    Ok(rustix::fs::openat(proc, c"self/ns/pid_for_children", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
 }

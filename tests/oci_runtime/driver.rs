@@ -322,10 +322,14 @@ impl Lab {
     }
 
     pub fn exec(&self, container: &Container, plan: ExecPlan) -> Result<Exec, Remote> {
+        self.exec_in(&PodFds::default(), container, plan)
+    }
+
+    pub fn exec_in(&self, pod: &PodFds<'_>, container: &Container, plan: ExecPlan) -> Result<Exec, Remote> {
         let ((stdout, out), (stderr, err)) = (pipe(), pipe());
         let stdio = Stdio { stdin: dev_null(), stdout: out, stderr: err };
         let terminal = plan.process.terminal;
-        let target = ExecTarget { pidfd: container.init.pidfd.as_fd(), pid: container.init.pid, plan: &container.plan };
+        let target = ExecTarget { pidfd: container.init.pidfd.as_fd(), pid: container.init.pid, plan: &container.plan, user: pod.user };
         let (reply, mut fds) = creator(|| {
             let made = exec::exec(&plan, &target, stdio, &self.hierarchy)?;
             let reply = Reply { numbers: vec![made.helper_pid, made.pid], has: vec![made.console.is_some()], ..Reply::default() };
@@ -347,15 +351,15 @@ impl Lab {
         let (reply, fds) = creator(|| {
             let made = sandbox::create(plan)?;
             let (pid, pidfd) = made.pause.map_or((0, None), |(pid, fd)| (pid, Some(fd)));
-            let all = [made.net, made.ipc, made.uts, made.pid, made.staging, pidfd];
+            let all = [made.net, made.ipc, made.uts, made.pid, made.staging, made.user, pidfd];
             let has = all.iter().map(Option::is_some).collect();
             Ok((Reply { numbers: vec![pid], has, ..Reply::default() }, all.into_iter().flatten().collect()))
         })?;
         let mut fds = fds;
         let mut next = |index: usize| reply.has[index].then(|| fds.next().unwrap());
-        let (net, ipc, uts, pid, staging, pause) = (next(0), next(1), next(2), next(3), next(4), next(5));
+        let (net, ipc, uts, pid, staging, user, pause) = (next(0), next(1), next(2), next(3), next(4), next(5), next(6));
         let pause = pause.map(|fd| (reply.numbers[0], fd));
-        Ok(Pod { namespaces: SandboxNamespaces { net, ipc, uts, pid, staging, pause } })
+        Ok(Pod { namespaces: SandboxNamespaces { net, ipc, uts, pid, user, staging, pause } })
     }
 }
 
@@ -399,6 +403,7 @@ impl Pod {
             uts: ns.uts.as_ref().map(AsFd::as_fd),
             pid: ns.pid.as_ref().map(AsFd::as_fd),
             staging: ns.staging.as_ref().map(AsFd::as_fd),
+            user: ns.user.as_ref().map(AsFd::as_fd),
             target: None,
         }
     }

@@ -2,15 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{absolute, bad, clean, labels, later};
+use super::sandbox::mapping;
+use super::{absolute, bad, clean, labels};
 use crate::api;
 use crate::errchain::Remote;
 use crate::model::container::{self, ImageVolume, Propagation};
 
 pub(super) fn mount(mount: api::Mount) -> Result<container::Mount, Remote> {
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(later("config.mounts.uidMappings", &mount.container_path));
-    }
+    let idmap = if mount.uid_mappings.is_empty() && mount.gid_mappings.is_empty() {
+        None
+    } else {
+        Some((mapping("config.mounts.uidMappings", &mount.uid_mappings)?, mapping("config.mounts.gidMappings", &mount.gid_mappings)?))
+    };
     let propagation = match api::MountPropagation::try_from(mount.propagation) {
         Ok(api::MountPropagation::PropagationPrivate) => Propagation::Private,
         Ok(api::MountPropagation::PropagationHostToContainer) => Propagation::HostToContainer,
@@ -40,6 +43,7 @@ pub(super) fn mount(mount: api::Mount) -> Result<container::Mount, Remote> {
         recursive_read_only: mount.recursive_read_only,
         propagation,
         selinux_relabel: mount.selinux_relabel,
+        idmap,
     })
 }
 

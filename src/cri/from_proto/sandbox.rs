@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{absolute, bad, clean, labels, later, missing, name};
 use crate::api;
 use crate::errchain::Remote;
-use crate::model::sandbox::{Dns, NamespaceMode, NamespaceModes, PodName, PortMapping, Protocol, SandboxSpec};
+use crate::model::sandbox::{Dns, IdMapping, NamespaceMode, NamespaceModes, PodName, PortMapping, Protocol, SandboxSpec, UserNamespace};
 
 /// A sandbox's configuration.
 pub fn sandbox(config: Option<api::PodSandboxConfig>, runtime_handler: String) -> Result<SandboxSpec, Remote> {
@@ -37,6 +37,15 @@ pub fn sandbox(config: Option<api::PodSandboxConfig>, runtime_handler: String) -
     for (field, mode) in [("network", namespaces.network), ("ipc", namespaces.ipc)] {
         if !matches!(mode, NamespaceMode::Pod | NamespaceMode::Node) {
             return Err(bad(&format!("config.linux.security_context.namespace_options.{field}"), &format!("{mode:?}"), "is neither POD nor NODE"));
+        }
+    }
+    if namespaces.user.mapping().is_some() {
+        // Nothing of the node's processes is for a root that is not the node's; its network may be (KEP-5607).
+        for (field, mode) in [("pid", namespaces.pid), ("ipc", namespaces.ipc)] {
+            if mode == NamespaceMode::Node {
+                let field = format!("config.linux.security_context.namespace_options.{field}");
+                return Err(bad(&field, "NODE", "is not possible together with a user namespace of the pod's own"));
+            }
         }
     }
     if namespaces.pid == NamespaceMode::Target {
@@ -101,19 +110,57 @@ pub(super) fn namespaces(field: &str, options: Option<api::NamespaceOption>) -> 
         Ok(api::NamespaceMode::Target) => Ok(NamespaceMode::Target),
         Err(_) => Err(bad(&format!("{field}.{part}"), &value.to_string(), "is no namespace mode")),
     };
-    if let Some(user) = &options.userns_options {
-        match user.mode() {
-            api::NamespaceMode::Node => {}
-            api::NamespaceMode::Pod => return Err(later(&format!("{field}.userns_options.mode"), "POD")),
-            other => return Err(bad(&format!("{field}.userns_options.mode"), other.as_str_name(), "is neither POD nor NODE")),
-        }
-    }
     Ok(NamespaceModes {
+        user: options.userns_options.map_or(Ok(UserNamespace::Unset), |user| user_namespace(&format!("{field}.userns_options"), &user))?,
         network: mode("network", options.network)?,
         pid: mode("pid", options.pid)?,
         ipc: mode("ipc", options.ipc)?,
         target_id: options.target_id,
     })
+}
+
+fn user_namespace(field: &str, options: &api::UserNamespace) -> Result<UserNamespace, Remote> {
+    let all = [("uids", &options.uids), ("gids", &options.gids)];
+    match api::NamespaceMode::try_from(options.mode) {
+        Ok(api::NamespaceMode::Node) => match all.iter().find(|(_, list)| !list.is_empty()) {
+            Some((part, list)) => Err(bad(&format!("{field}.{part}"), &shown(list), "is a mapping for the node's user namespace, which has none")),
+            None => Ok(UserNamespace::Node),
+        },
+        Ok(api::NamespaceMode::Pod) => {
+            let (uids, gids) = (mapping(&format!("{field}.uids"), &options.uids)?, mapping(&format!("{field}.gids"), &options.gids)?);
+            if uids.host_id(0).is_none() {
+                return Err(bad(&format!("{field}.uids"), &shown(&options.uids), "has no id for the container's root, 0"));
+            }
+            if gids != uids {
+                return Err(bad(
+                    &format!("{field}.gids"),
+                    &shown(&options.gids),
+                    &format!("is another mapping than that of uids, {}", shown(&options.uids)),
+                ));
+            }
+            Ok(UserNamespace::Pod(uids))
+        }
+        Ok(other) => Err(bad(&format!("{field}.mode"), other.as_str_name(), "is neither POD nor NODE")),
+        Err(_) => Err(bad(&format!("{field}.mode"), &options.mode.to_string(), "is no namespace mode")),
+    }
+}
+
+/// The one mapping of a list.
+pub(super) fn mapping(field: &str, list: &[api::IdMapping]) -> Result<IdMapping, Remote> {
+    let [map] = list else { return Err(bad(field, &shown(list), "is not exactly one mapping")) };
+    if map.length == 0 {
+        return Err(bad(field, &shown(list), "has length 0"));
+    }
+    // The last id of all is -1 to the kernel: nobody's.
+    if [map.host_id, map.container_id].iter().any(|first| u64::from(*first) + u64::from(map.length) > u64::from(u32::MAX)) {
+        return Err(bad(field, &shown(list), "goes beyond id 4294967294"));
+    }
+    Ok(IdMapping { container: map.container_id, host: map.host_id, length: map.length })
+}
+
+/// `container:host:length` of each.
+fn shown(list: &[api::IdMapping]) -> String {
+    list.iter().map(|map| format!("{}:{}:{}", map.container_id, map.host_id, map.length)).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -148,5 +195,43 @@ mod tests {
             |c| c.linux = Some(api::LinuxPodSandboxConfig { cgroup_parent: "/a/../b".into(), ..Default::default() }),
             &["cgroup_parent", "/a/../b"],
         );
+    }
+
+    #[test]
+    fn user_namespaces_have_one_mapping_with_a_root() {
+        let map = |container_id, host_id, length| api::IdMapping { container_id, host_id, length };
+        let good = vec![map(0, 100_000, 65536)];
+        let parse = |mode: api::NamespaceMode, uids: &[api::IdMapping], gids: &[api::IdMapping]| {
+            user_namespace("f", &api::UserNamespace { mode: mode.into(), uids: uids.to_vec(), gids: gids.to_vec() })
+        };
+        let wanted = UserNamespace::Pod(IdMapping { container: 0, host: 100_000, length: 65536 });
+        assert_eq!(parse(api::NamespaceMode::Pod, &good, &good).unwrap(), wanted);
+        assert_eq!(parse(api::NamespaceMode::Node, &[], &[]).unwrap(), UserNamespace::Node);
+        let check = |uids: &[api::IdMapping], gids: &[api::IdMapping], words: &[&str]| refused(parse(api::NamespaceMode::Pod, uids, gids), words);
+        check(&[], &good, &["f.uids", "exactly one"]);
+        check(&good, &[], &["f.gids", "exactly one"]);
+        check(&[map(0, 1000, 10), map(10, 2000, 10)], &good, &["f.uids", "0:1000:10, 10:2000:10", "exactly one"]);
+        check(&[map(0, 1000, 10), map(5, 1005, 10)], &good, &["f.uids", "exactly one"]);
+        check(&[map(0, 1000, 0)], &good, &["f.uids", "0:1000:0", "length 0"]);
+        check(&[map(1, 1000, 10)], &[map(1, 1000, 10)], &["f.uids", "1:1000:10", "root"]);
+        check(&good, &[map(0, 1000, 65536)], &["f.gids", "0:1000:65536", "0:100000:65536"]);
+        check(&[map(0, u32::MAX - 1, 2)], &good, &["f.uids", "4294967294"]);
+        refused(parse(api::NamespaceMode::Container, &good, &good), &["f.mode", "CONTAINER"]);
+        refused(parse(api::NamespaceMode::Target, &[], &[]), &["f.mode", "TARGET"]);
+        refused(parse(api::NamespaceMode::Node, &good, &[]), &["f.uids", "0:100000:65536"]);
+        for part in ["pid", "ipc"] {
+            let mut config = pod();
+            let user = api::UserNamespace { mode: 0, uids: good.clone(), gids: good.clone() };
+            let mut options = api::NamespaceOption { userns_options: Some(user), ..Default::default() };
+            let node = api::NamespaceMode::Node.into();
+            if part == "pid" {
+                options.pid = node
+            } else {
+                options.ipc = node
+            }
+            let security_context = Some(api::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() });
+            config.linux = Some(api::LinuxPodSandboxConfig { security_context, ..Default::default() });
+            refused(sandbox(Some(config), String::new()), &[&format!("namespace_options.{part}"), "NODE"]);
+        }
     }
 }

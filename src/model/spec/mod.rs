@@ -2,6 +2,7 @@
 
 mod devices;
 mod mounts;
+mod namespaces;
 mod process;
 mod resources;
 
@@ -11,11 +12,9 @@ use std::path::PathBuf;
 pub use process::capabilities;
 
 use super::container::{ContainerSpec, SecurityProfile};
-use super::sandbox::{NamespaceMode, SandboxSpec};
+use super::sandbox::SandboxSpec;
 use crate::errchain::{Kind, Kinded};
-use crate::plan::{
-    Capabilities, CgroupPlan, ContainerPlan, DeviceNode, DeviceRule, LogPlan, Namespace, Namespaces, Overlay, Process, Rlimit, Rootfs, capability,
-};
+use crate::plan::{Capabilities, CgroupPlan, ContainerPlan, DeviceNode, DeviceRule, LogPlan, Overlay, Process, Rlimit, Rootfs, capability};
 use crate::wire::Bytes;
 
 /// Why a container can't be.
@@ -142,7 +141,7 @@ pub fn plan(spec: &ContainerSpec, pod: &SandboxSpec, image: &ImageDefaults, arou
         rootfs: Rootfs::Overlay(around.rootfs),
         rootfs_readonly: security.readonly_rootfs,
         mounts,
-        namespaces: namespaces(spec, pod, around.cgroup_v2)?,
+        namespaces: namespaces::namespaces(spec, pod, around.cgroup_v2)?,
         cgroup: CgroupPlan { path: around.cgroup, resources: resources::resources(spec, around.pids_limit), devices },
         process,
         masked_paths: masked,
@@ -156,6 +155,7 @@ pub fn plan(spec: &ContainerSpec, pod: &SandboxSpec, image: &ImageDefaults, arou
         stdin: spec.stdin,
         stdin_once: spec.stdin_once,
         pivot_dir: around.pivot_dir,
+        user_namespace: pod.namespaces.user.plan(),
     })
 }
 
@@ -165,26 +165,6 @@ fn absolute(field: &'static str, path: &str) -> Result<PathBuf, SpecError> {
     } else {
         Err(SpecError::Field { field, value: path.into(), reason: "is not an absolute path" })
     }
-}
-
-fn namespaces(spec: &ContainerSpec, pod: &SandboxSpec, cgroup_v2: bool) -> Result<Namespaces, SpecError> {
-    let pod_or_host = |mode| if mode == NamespaceMode::Node { Namespace::Host } else { Namespace::Pod };
-    let wanted = &spec.security.namespaces;
-    let pid = match wanted.pid {
-        NamespaceMode::Node => Namespace::Host,
-        NamespaceMode::Pod if pod.namespaces.pid == NamespaceMode::Pod => Namespace::Pod,
-        NamespaceMode::Pod if pod.namespaces.pid == NamespaceMode::Node => Namespace::Host,
-        NamespaceMode::Pod | NamespaceMode::Container => Namespace::Private,
-        NamespaceMode::Target => Namespace::Container(wanted.target_id.clone()),
-    };
-    Ok(Namespaces {
-        net: pod_or_host(pod.namespaces.network),
-        ipc: pod_or_host(pod.namespaces.ipc),
-        // The host name belongs to the network: a pod on the node's network has the node's.
-        uts: pod_or_host(pod.namespaces.network),
-        pid,
-        cgroup: if cgroup_v2 && !spec.security.privileged { Namespace::Private } else { Namespace::Host },
-    })
 }
 
 /// Which seccomp filter a container gets.

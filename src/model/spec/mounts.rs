@@ -83,6 +83,7 @@ fn bind(mount: &container::Mount) -> Bind {
         readonly_recursive: mount.recursive_read_only,
         make_source: true,
         relabel: String::new(),
+        idmap: mount.idmap.map(|(uids, gids)| plan::UserNamespace { uids: uids.range(), gids: gids.range() }),
     }
 }
 
