@@ -270,9 +270,11 @@ pub fn take_stdio(streams: [BorrowedFd<'_>; 3], uid: u32) -> Result<(), ProcessE
     process::set_stdio(streams).map_err(|source| ProcessError::Stdio(0, source))
 }
 
-/// Gives the streams to the root of a user namespace, by its ids on the host: from inside it could not take what belongs to the host's root.
+/// Gives the streams to the root of a user namespace, by its ids on the host: from inside it could not take what belongs to the host's
+/// root. A terminal has its group already.
 pub fn give_streams(streams: [BorrowedFd<'_>; 3], (uid, gid): (u32, u32)) -> Result<(), ProcessError> {
-    own(streams, uid, Some(rustix::fs::Gid::from_raw(gid)))
+    let terminal = rustix::termios::isatty(streams[0]);
+    own(streams, uid, Some(rustix::fs::Gid::from_raw(gid)).filter(|_| !terminal))
 }
 
 fn own(streams: [BorrowedFd<'_>; 3], uid: u32, gid: Option<rustix::fs::Gid>) -> Result<(), ProcessError> {

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
 
 use super::handshake;
 use super::host::Host;
@@ -145,19 +144,22 @@ fn set_sysctl(name: &str, value: &str, plan: &SandboxPlan, proc: BorrowedFd<'_>)
     if !own {
         return Err(bad());
     }
-    let failed = |error: rustix::io::Errno| OciError::Set { what: format!("sysctl {name} to {value:?}"), source: error.into() };
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let open = || rustix::fs::openat2(proc, format!("sys/{path}"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve);
-    let file = match (open(), plan.user_namespace.as_ref().and_then(UserNamespace::root)) {
-        // Since Linux 6.9 a sysctl of an IPC namespace belongs to the root of its user namespace, and not to the host's any more.
-        (Err(Errno::ACCESS | Errno::PERM), Some((uid, _))) => {
-            let opened = creds::with_effective_user(uid, open).and_then(|opened| opened.map_err(Into::into));
-            process::set_dumpable(false).map_err(|error| OciError::Host("process attributes", error))?;
-            opened.map_err(|source| OciError::Set { what: format!("sysctl {name} to {value:?}"), source })?
-        }
-        (opened, _) => opened.map_err(failed)?,
+    let write = || -> std::io::Result<()> {
+        let file = rustix::fs::openat2(proc, format!("sys/{path}"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)?;
+        rustix::io::write(&file, value.as_bytes())?;
+        Ok(())
     };
-    rustix::io::write(&file, value.as_bytes()).map(drop).map_err(failed)
+    let written = match (write(), plan.user_namespace.as_ref().and_then(UserNamespace::root)) {
+        // Since Linux 6.9 a sysctl of an IPC namespace belongs to the root of its user namespace, and not to the host's any more.
+        (Err(error), Some((uid, _))) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => {
+            let written = creds::with_effective_user(uid, write).and_then(|written| written);
+            process::set_dumpable(false).map_err(|error| OciError::Host("process attributes", error))?;
+            written
+        }
+        (written, _) => written,
+    };
+    written.map_err(|source| OciError::Set { what: format!("sysctl {name} to {value:?}"), source })
 }
 
 /// Where creators attach a container's root, in their copies of the staging mount namespace.
@@ -172,7 +174,8 @@ fn staging(shm_bytes: u64, user: Option<Joined<'_>>, host: &Host) -> Result<Owne
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| OciError::Staging { what: "staging mounts", source };
     ns::unshare(&[ns::Kind::Mount]).map_err(|error| OciError::Unshare("mnt", error))?;
     // Any directory will do as a mountpoint on the way; this one is on every host.
-    let root = empty_root("mode=700,size=64k", false, Path::new("/proc")).map_err(failed)?;
+    // The root of a user namespace passes through it on its way to the container's root; there is nothing else.
+    let root = empty_root("mode=711,size=64k", false, Path::new("/proc")).map_err(failed)?;
     for dir in [mounts::STAGED_SHM, STAGED_ROOT, STAGED_LAYERS, STAGED_WRITABLE] {
         rustix::fs::mkdirat(CWD, dir, Mode::from_raw_mode(0o700)).map_err(|error| failed(Box::new(error)))?;
     }
