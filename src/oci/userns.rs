@@ -104,7 +104,8 @@ fn be_first(socket: BorrowedFd<'_>, kinds: &[ns::Kind]) -> i32 {
     if !matches!(handshake::wait(socket), Ok(true)) {
         return process::CHILD_FAILED;
     }
-    let made = become_root()
+    let root = if kinds.is_empty() { Ok(()) } else { become_root() };
+    let made = root
         .map_err(UserNsError::Root)
         .and_then(|()| kinds.iter().try_for_each(|kind| ns::unshare(&[*kind]).map_err(|error| UserNsError::Unshare(kind.name(), error))));
     let answer = made.err().map(|error| Remote::new(&error));

@@ -32,7 +32,8 @@ fn main() -> ExitCode {
         attacks::sit_still();
     }
     let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    let all: Vec<Test> = [container::TESTS, process::TESTS, files::TESTS, volumes::TESTS, pod::TESTS, exec::TESTS, attacks::TESTS, userns::TESTS].concat();
+    let all: Vec<Test> =
+        [container::TESTS, process::TESTS, files::TESTS, volumes::TESTS, pod::TESTS, exec::TESTS, attacks::TESTS, userns::TESTS].concat();
     let tests: Vec<&Test> =
         all.iter().filter(|(name, _)| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()))).collect();
     if rustix::process::geteuid().is_root() {

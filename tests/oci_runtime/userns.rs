@@ -178,7 +178,7 @@ fn pause_and_exec(lab: &Lab) {
     let output = exec(Process { user, ..shell("id -u; id -G; echo again >/dev/stderr; cat /proc/1/environ 2>/dev/null; kill -9 1; echo $?") })
         .unwrap()
         .output();
-    assert_eq!((output.lines(), output.stderr.lines().next()), (vec!["1000", "1001 50", "1"], Some("again")), "{}", output.stderr);
+    assert_eq!((output.lines(), output.stderr.lines().next()), (vec!["1000", "1001 29 50", "1"], Some("again")), "{}", output.stderr);
     // One that goes on is killed with all it has started.
     let mut running = exec(shell("(setsid sleep 1002 &); trap '' TERM; echo up; sleep 1003")).unwrap();
     assert_eq!(running.line(), "up");
