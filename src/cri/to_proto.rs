@@ -180,7 +180,6 @@ fn mount(mount: &crate::model::container::Mount, image_id: &str) -> api::Mount {
         recursive_read_only: mount.recursive_read_only,
         uid_mappings: mount.idmap.iter().map(|(uids, _)| mapping(uids)).collect(),
         gid_mappings: mount.idmap.iter().map(|(_, gids)| mapping(gids)).collect(),
-        ..Default::default()
     }
 }
 
