@@ -385,6 +385,12 @@ async fn cut_transfers_go_on_where_they_stopped() {
     };
     check("cut twice", |n, answer, _| if n < 2 { answer.stop_after(1_500_000) } else { answer }, Ok(3)).await;
     check("cut at once", |n, answer, _| if n == 0 { answer.stop_after(0) } else { answer }, Ok(2)).await;
+    let no_part = |n: usize, answer: Answer, request: &Request| match n {
+        0 => answer.stop_after(1_500_000),
+        _ if request.from().is_some() => Answer::new(416, ""),
+        _ => answer,
+    };
+    check("parts are refused", no_part, Ok(3)).await;
     check("cut for ever", |_, answer, _| answer.stop_after(10), Err((Kind::Unavailable, "again and again"))).await;
     check("nothing more comes", |_, answer, _| answer.hang_after(2_000_000), Err((Kind::DeadlineExceeded, "no progress for 2 s in layer sha256:")))
         .await;

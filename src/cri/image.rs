@@ -64,7 +64,7 @@ impl ImageService for Cri {
         let deadline = deadline(req.metadata());
         let req = req.into_inner();
         let reference = from_proto::image(req.image).map_err(|error| status("PullImage", &error))?;
-        let auth = from_proto::credentials(req.auth);
+        let auth = from_proto::credentials(req.auth).map_err(|error| status("PullImage", &error))?;
         let namespace = from_proto::pull_namespace(req.sandbox_config).map_err(|error| status("PullImage", &error))?;
         // Not in a task of its own: a caller that goes gives up its interest, and the pull goes on only if another waits.
         let pull = self.service.images.pull_for(&reference, auth, &namespace);

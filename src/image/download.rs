@@ -128,6 +128,12 @@ impl Origin {
             let mut response = match endpoint.get(&self.http, &path, what, "*/*", *at).await {
                 // It knows ranges, but not this one: from the beginning then.
                 Err(RegistryError::Status { status: 416, .. }) if *at > 0 => endpoint.get(&self.http, &path, what, "*/*", 0).await?,
+                // It was there a moment ago: it is started anew, or the network is away for a while.
+                Err(RegistryError::Unreachable { .. }) if (1..=MAX_CUTS).contains(&cuts) => {
+                    cuts += 1;
+                    tokio::time::sleep(backoff(cuts)).await;
+                    continue;
+                }
                 answer => answer?,
             };
             let mut skip = skipped(endpoint, &response, blob, what, *at)?;

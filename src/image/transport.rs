@@ -37,6 +37,12 @@ pub enum TransportError {
         /// Why.
         source: rustls::Error,
     },
+    /// A key has no certificate beside it.
+    #[error("{path} has no certificate of the same name (.cert) beside it")]
+    Alone {
+        /// The key.
+        path: PathBuf,
+    },
     /// A certificate or key was not accepted.
     #[error("cannot set up TLS for {host}")]
     Tls {
@@ -130,6 +136,11 @@ impl Transport {
         } else {
             builder.with_root_certificates(RootCertStore::empty())
         };
+        let alone = |path: &&PathBuf| path.extension().is_some_and(|e| e == "key") && !files.contains(&path.with_extension("cert"));
+        if let Some(path) = files.iter().find(alone) {
+            return Err(TransportError::Alone { path: path.clone() });
+        }
+        // Of several client certificates the first by name is shown.
         let mut config = match files.iter().find(|path| path.extension().is_some_and(|e| e == "cert")) {
             None => builder.with_no_client_auth(),
             Some(path) => {

@@ -1,16 +1,19 @@
 //! The way to a registry: client certificates and proxies.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use copepod::errchain::{Chain, Kind, Kinded};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 
 use super::registry::{self, Registry};
 use super::root::root;
-use super::sample::{Content, Sample};
+use super::sample::{Content, Layer, Sample, noise};
 use super::server::{Answer, Request, Server};
-use super::{Node, child_of, config, elsewhere, fails};
+use super::{Node, check_files, child_of, config, elsewhere, fails};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn client_certificates_are_shown_and_rotated() {
@@ -33,7 +36,9 @@ async fn client_certificates_are_shown_and_rotated() {
     fails(&images, &name, None, Kind::Unavailable, "cannot reach registry").await;
     put(&certificate, "client.cert");
     fails(&images, &name, None, Kind::FailedPrecondition, "client.key").await;
-    put(&key, "client.key");
+    put(&key, "other.key");
+    fails(&images, &name, None, Kind::FailedPrecondition, "other.key has no certificate").await;
+    std::fs::rename(certs.join("other.key"), certs.join("client.key")).unwrap();
     // It is let in: the registry has no such image.
     fails(&images, &name, None, Kind::NotFound, "answers 404").await;
     // Each pull reads the files again.
@@ -48,6 +53,42 @@ async fn client_certificates_are_shown_and_rotated() {
     fails(&images, &name, None, Kind::FailedPrecondition, "ca.crt").await;
     std::fs::remove_file(certs.join("ca.crt")).unwrap();
     fails(&images, &name, None, Kind::Unavailable, "certificate is not trusted").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_may_go_away_for_a_moment() {
+    if !root("a_registry_may_go_away_for_a_moment") {
+        return;
+    }
+    let file = noise(3_000_000, 5);
+    let sample = Sample::new("x", &[Layer::new(&[("f", &file)])]);
+    let digest = sample.layers[0].digest().to_string();
+    let content = Content::default().add("x", &sample);
+    let (copy, path, cut) = (content.clone(), digest.clone(), Arc::new(Notify::new()));
+    let tell = Arc::clone(&cut);
+    let server = Server::start(move |request| {
+        let answer = copy.answer(request);
+        if request.path.contains(&path) {
+            tell.notify_one();
+            return answer.stop_after(1_000_000);
+        }
+        answer
+    })
+    .await;
+    let node = Node::new(&[&server.host]);
+    let images = node.open();
+    let (host, reference) = (server.host.clone(), format!("{}/r:x", server.host));
+    let pulling = tokio::spawn(async move { images.pull(&reference, None).await.map_err(|error| Chain(&error).to_string()) });
+    cut.notified().await;
+    drop(server);
+    while TcpStream::connect(&host).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    // So long it is away; the pull waits longer than that.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let server = Server::start_at(&host, move |request| content.answer(request)).await;
+    check_files(&node, &pulling.await.unwrap().unwrap(), &sample, &[("f", &file)]);
+    assert_eq!((server.count(&digest), server.count("/manifests/")), (1, 0));
 }
 
 /// A proxy that connects `secure.test:443` with a registry and nobody else with anything. Gives its address.

@@ -184,6 +184,10 @@ fn known_errors(node: &mut Node) {
         assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
         assert!(status.message().contains(name), "{status:?}");
     }
+    let auth = Some(api::AuthConfig { auth: "hidden!".into(), ..Default::default() });
+    let request = api::PullImageRequest { image: Some(image_spec(BUSYBOX)), auth, sandbox_config: None };
+    let status = node.wait(node.images().pull_image(request)).unwrap_err();
+    assert!(status.message().contains("auth.auth") && !status.message().contains("hidden"), "{status:?}");
     let mut config = node.pod_config();
     config.metadata.as_mut().unwrap().namespace = "../../etc".into();
     let status = refused(BUSYBOX, Some(config));

@@ -4,17 +4,21 @@ use super::{bad, missing};
 use crate::api;
 use crate::errchain::Remote;
 
-/// Credentials of a pull.
-pub fn credentials(auth: Option<api::AuthConfig>) -> Option<crate::image::Credentials> {
-    let auth = auth?;
-    (auth != api::AuthConfig::default()).then_some(crate::image::Credentials {
+/// Credentials of a pull. What is wrong with them is said without them.
+pub fn credentials(auth: Option<api::AuthConfig>) -> Result<Option<crate::image::Credentials>, Remote> {
+    let Some(auth) = auth.filter(|auth| *auth != api::AuthConfig::default()) else { return Ok(None) };
+    let credentials = crate::image::Credentials {
         username: auth.username,
         password: auth.password,
         auth: auth.auth,
         server_address: auth.server_address,
         identity_token: auth.identity_token,
         registry_token: auth.registry_token,
-    })
+    };
+    if !credentials.auth_is_readable() {
+        return Err(bad("auth.auth", "…", "is not base64 of a user, a colon and a password"));
+    }
+    Ok(Some(credentials))
 }
 
 /// The namespace of the pod that an image is pulled for; empty: unknown. It becomes a file's name.

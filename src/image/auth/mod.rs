@@ -55,6 +55,11 @@ impl Credentials {
         is(host) || (!mirror && is(domain))
     }
 
+    /// Whether `auth` is what it should be, if it is there and needed.
+    pub fn auth_is_readable(&self) -> bool {
+        self.auth.is_empty() || self.user_and_password().is_some()
+    }
+
     /// User and password, if they are there.
     pub(super) fn user_and_password(&self) -> Option<(String, String)> {
         if !self.username.is_empty() {
@@ -203,6 +208,9 @@ mod tests {
         assert_eq!(both.user_and_password(), Some(("u".into(), "p".into())));
         assert_eq!(encoded.user_and_password(), Some(("u".into(), "p:q".into())));
         assert_eq!(Credentials { auth: "!".into(), ..Credentials::default() }.user_and_password(), None);
+        for (auth, readable) in [("", true), ("dTpw", true), ("!", false), ("dXA=", false)] {
+            assert_eq!(Credentials { auth: auth.into(), ..Credentials::default() }.auth_is_readable(), readable, "{auth}");
+        }
         let shown = format!("{:?}", Credentials { password: "secret".into(), registry_token: "secret".into(), ..both });
         assert!(!shown.contains("secret"), "{shown}");
     }
