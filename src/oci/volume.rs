@@ -134,10 +134,14 @@ fn symlink(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, stat: &Stat) -
     rustix::fs::utimensat(to, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW)
 }
 
-/// A FIFO, a socket or a device, which the device rules keep shut as they do in the image.
+/// A FIFO, a socket or a device, which the device rules keep shut as they do in the image. In a user namespace, where nobody can make
+/// or open a device, there is none.
 fn node(to: BorrowedFd<'_>, name: &CStr, kind: FileType, stat: &Stat) -> Result<(), Errno> {
     let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
-    rustix::fs::mknodat(to, name, kind, mode, stat.st_rdev)?;
+    match rustix::fs::mknodat(to, name, kind, mode, stat.st_rdev) {
+        Err(Errno::PERM) if matches!(kind, FileType::CharacterDevice | FileType::BlockDevice) => return Ok(()),
+        made => made?,
+    }
     let (uid, gid) = owner(stat);
     rustix::fs::chownat(to, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
     // What was just made, which nobody else can reach, is no link.
