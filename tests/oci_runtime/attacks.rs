@@ -170,7 +170,7 @@ fn links_lead_nowhere_outside(lab: &Lab) {
 }
 
 /// Swaps `path` between a directory and a link until it is killed.
-fn swapper(path: &Path, link: &str) -> (rustix::process::Pid, std::os::fd::OwnedFd) {
+pub fn swapper(path: &Path, link: &str) -> (rustix::process::Pid, std::os::fd::OwnedFd) {
     let (here, aside) = (path.to_path_buf(), path.with_extension("aside"));
     symlink(link, &aside).unwrap();
     std::fs::create_dir_all(&here).unwrap();

@@ -14,6 +14,7 @@ pub const TESTS: &[super::Test] = &[
     ("a_volume_begins_with_what_the_image_has", a_volume_begins_with_what_the_image_has),
     ("a_hostile_volume_stays_in_its_root", a_hostile_volume_stays_in_its_root),
     ("a_volume_is_labelled", a_volume_is_labelled),
+    ("a_racing_writer_gets_no_label_outside", a_racing_writer_gets_no_label_outside),
     ("a_missing_source_is_made", a_missing_source_is_made),
 ];
 
@@ -215,6 +216,43 @@ fn a_volume_is_labelled(lab: &Lab) {
     for source in ["/", "/etc", "/proc/sys"].map(Path::new).into_iter().chain([lab.path("usr").as_path()]) {
         fails(lab.create(plan(source)), Kind::InvalidArgument, "is refused: the whole node depends on its labels");
     }
+}
+
+/// A container that has the volume already swaps directories for links while the labels are set.
+fn a_racing_writer_gets_no_label_outside(lab: &Lab) {
+    const LABEL: &str = "system_u:object_r:container_file_t:s0:c3,c4";
+    let (volume, outside) = (lab.path("volume"), lab.path("outside"));
+    std::fs::create_dir_all(outside.join("below")).unwrap();
+    std::fs::write(outside.join("file"), "").unwrap();
+    std::fs::create_dir(&volume).unwrap();
+    for link in [outside.to_str().unwrap(), "../../outside"] {
+        let path = volume.join("a/b");
+        std::fs::create_dir(volume.join("a")).unwrap();
+        let (pid, pidfd) = super::attacks::swapper(&path, link);
+        for name in ["below", "file"] {
+            // In the directory that is swapped, which is at one of the two paths.
+            let _ = std::fs::create_dir_all(path.join(name)).or_else(|_| std::fs::create_dir_all(path.with_extension("aside").join(name)));
+        }
+        for _ in 0..200 {
+            let mut plan = lab.plan("true");
+            // What is mounted comes after the labels, and fails: a container need not start.
+            let bind = Bind { source: volume.clone(), relabel: LABEL.into(), ..Bind::default() };
+            plan.mounts.insert(0, Mount { target: "/v".into(), kind: MountKind::Bind(bind), ..Mount::default() });
+            plan.mounts.insert(1, bind_of_nothing(lab));
+            fails(lab.create(plan), Kind::NotFound, "nothing on the host");
+        }
+        copepod::sys::process::signal(std::os::fd::AsFd::as_fd(&pidfd), libc::SIGKILL as u32).unwrap();
+        reap(pid);
+        assert_eq!(label_of(&volume.join("a")), LABEL);
+        for path in ["", "below", "file"] {
+            assert_ne!(label_of(&outside.join(path)), LABEL, "{link}: {path:?}");
+        }
+        std::fs::remove_dir_all(volume.join("a")).unwrap();
+    }
+}
+
+fn bind_of_nothing(lab: &Lab) -> Mount {
+    bind(&lab.path("nothing"), "/nothing")
 }
 
 fn a_missing_source_is_made(lab: &Lab) {
