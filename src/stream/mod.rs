@@ -16,15 +16,20 @@
 //!
 //! Deliberately not here: what an exec is and which process it becomes (`service`), and any RPC (`cri`).
 
-#![allow(dead_code)]
-
 mod ask;
+mod connection;
+mod exec;
+mod output;
+mod portforward;
 mod server;
 mod session;
 mod socket;
+mod spdy;
+mod status;
 mod tls;
 mod tokens;
 mod upgrade;
+mod websocket;
 
 pub use ask::{AttachAsk, BoxFuture, Control, ExecAsk, PortForwardAsk, Sessions, Streams};
 pub use server::{Config, Server, StreamError};

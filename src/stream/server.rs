@@ -24,12 +24,12 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 use super::ask::{AttachAsk, ExecAsk, PortForwardAsk, Sessions};
-use super::session::{self, Stopping};
+use super::session::{self, Limits, Stopping};
 use super::socket::{self, Socket};
 use super::tls::{Certificates, TlsConfig, TlsError};
 use super::tokens::{TokenError, Tokens};
 use super::upgrade::{self, Agreed, Kind, Refusal};
-use crate::errchain::{Kind as ErrorKind, Kinded, Remote};
+use crate::errchain::{Chain, Kind as ErrorKind, Kinded, Remote};
 
 /// How long a client may take for the TLS handshake, and for its request.
 const REQUEST: Duration = Duration::from_secs(10);
@@ -257,7 +257,7 @@ async fn connection(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
         () = stopping.wait() => return,
         served = tokio::time::timeout(2 * REQUEST, served) => match served {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return tracing::debug!(%peer, error = %crate::errchain::Chain(&error), "streaming connection failed"),
+            Ok(Err(error)) => return tracing::debug!(%peer, error = %Chain(&error), "streaming connection failed"),
             Err(_) => return tracing::debug!(%peer, "streaming client too slow"),
         },
     }
@@ -265,8 +265,10 @@ async fn connection(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
     let Some(Upgraded { on, ask, agreed }) = upgraded else { return };
     let Ok(parts) = on.await.map(|upgraded| upgraded.downcast::<TokioIo<Socket>>()) else { return };
     let Ok(parts) = parts else { return tracing::error!(%peer, "the upgraded connection is not the one that was served") };
-    let ended = session::Limits { idle: shared.idle_timeout, stopping };
-    session::run(parts.io.into_inner(), parts.read_buf, ask, agreed, shared.sessions.as_ref(), ended).await;
+    let limits = Limits { idle: shared.idle_timeout, stopping };
+    let kind = ask.kind().path();
+    let ended = session::run(parts.io.into_inner(), parts.read_buf, ask, agreed, Arc::clone(&shared.sessions), limits).await;
+    tracing::debug!(%peer, kind, ended = %Chain(&ended), "streaming session ended");
 }
 
 /// The connection behind TLS, where that is spoken.
