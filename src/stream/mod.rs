@@ -19,6 +19,7 @@
 mod ask;
 mod connection;
 mod exec;
+pub mod hostile;
 mod output;
 mod portforward;
 mod server;

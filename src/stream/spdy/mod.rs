@@ -12,7 +12,9 @@ mod session;
 #[cfg(test)]
 mod session_tests;
 
-pub use headers::Headers;
+#[cfg(test)]
+pub use headers::tests as headers_tests;
+pub use headers::{Headers, Inflater};
 pub use session::Session;
 
 /// What a client did that ends its connection.

@@ -251,8 +251,11 @@ pub mod tests {
         frame
     }
 
-    /// Everything read, in steps of so many bytes: (kind, message), and what was answered.
-    fn read(bytes: &[u8], step: usize) -> Result<(Vec<(u8, Vec<u8>)>, Vec<u8>, bool), WebSocketError> {
+    /// Each message with its kind, what was answered, and whether a Close came.
+    type Messages = (Vec<(u8, Vec<u8>)>, Vec<u8>, bool);
+
+    /// Everything read, in steps of so many bytes.
+    fn read(bytes: &[u8], step: usize) -> Result<Messages, WebSocketError> {
         let (mut reader, mut input, mut output) = (Reader::default(), BytesMut::new(), Output::default());
         let (mut messages, mut current, mut closed) = (Vec::new(), None, false);
         for bytes in bytes.chunks(step) {

@@ -8,6 +8,8 @@ mod frame;
 mod tunnel;
 
 pub use channels::{Channels, Codec};
+#[cfg(test)]
+pub use frame::tests as frame_tests;
 pub use tunnel::Tunnel;
 
 /// What a client did that ends its connection.

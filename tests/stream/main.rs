@@ -1,0 +1,8 @@
+//! The streaming server with clients of our own, which send what real ones never would. Sessions are played by tasks.
+
+mod client;
+mod forward;
+mod hostile;
+mod http;
+mod remote;
+mod world;
