@@ -35,7 +35,7 @@ while [[ $# -gt 0 ]]; do
 done
 
 storage=$("$project/hack/test-images" --path)
-bench=$cache/bench-$(cat "$project"/hack/bench/{go.mod,go.sum,main.go} | sha256sum | cut -c1-16)
+bench=$cache/bench-$(cat "$project"/hack/bench/{go.mod,go.sum,main.go,stream.go} | sha256sum | cut -c1-16)
 if [[ -z ${COPEPOD_SANDBOX:-} ]]; then
   need_node_packages
   need_tools

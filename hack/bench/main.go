@@ -65,6 +65,10 @@ type pod struct {
 }
 
 func (c *client) up(ctx context.Context, name string) pod {
+	return c.upWith(ctx, name, []string{"sleep", "1000000"})
+}
+
+func (c *client) upWith(ctx context.Context, name string, command []string) pod {
 	config := &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Name: name, Namespace: "bench", Uid: c.run + name},
 		LogDirectory: c.logs,
@@ -88,7 +92,7 @@ func (c *client) up(ctx context.Context, name string) pod {
 					Config: &cri.ContainerConfig{
 						Metadata: &cri.ContainerMetadata{Name: "main"},
 						Image:    &cri.ImageSpec{Image: *image},
-						Command:  []string{"sleep", "1000000"},
+						Command:  command,
 						LogPath:  name + ".log",
 						Linux: &cri.LinuxContainerConfig{
 							SecurityContext: &cri.LinuxContainerSecurityContext{NamespaceOptions: namespaces},
@@ -117,6 +121,7 @@ func (c *client) use(ctx context.Context, p pod) {
 		}
 		return err
 	})
+	c.execs(ctx, p)
 	c.timed("ContainerStatus", func() error {
 		_, err := c.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: p.container})
 		return err
@@ -228,4 +233,5 @@ func main() {
 	}
 	c.table()
 	fmt.Printf("%-40s %10.1f\n", fmt.Sprintf("pods up per second, %d at once", *atOnce), c.allAtOnce(ctx))
+	fmt.Printf("%-40s %10.1f\n", "port-forward over SPDY, MiB/s each way", c.throughput(ctx))
 }
