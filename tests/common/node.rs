@@ -37,7 +37,9 @@ impl Node {
             assert!(out.status.success(), "hack/{name} {args:?} failed");
             String::from_utf8(out.stdout).unwrap().trim().to_string()
         };
-        let dir = PathBuf::from(format!("/var/tmp/copepod-test-{name}-{}", std::process::id()));
+        // Two runs at once have the same number, each in a process namespace of its own.
+        let namespace = fs::read_link("/proc/self/ns/pid").unwrap().to_string_lossy().replace(|c: char| !c.is_ascii_digit(), "");
+        let dir = PathBuf::from(format!("/var/tmp/copepod-test-{name}-{namespace}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
         for sub in ["root", "state", "netns", "registries.d", "cni/conf", "cni/cache", "cni/ipam", "logs"] {
             fs::create_dir_all(dir.join(sub)).unwrap();
