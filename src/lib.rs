@@ -18,7 +18,7 @@
 //!
 //! - [`daemon`]: the composition root. [`admin`], [`client`]: `copepod status` and `drain`, over the daemon's own socket.
 //! - [`cri`]: gRPC handlers, `from_proto`, `to_proto`. **Proto types stop here.**
-//! - [`service`]: sandboxes, containers, execs, stats, events, the monitors' client, recovery. **Never sees a proto.**
+//! - [`service`]: sandboxes, containers, execs, stats, metrics, events, the monitors' client, recovery. **Never sees a proto.**
 //! - [`stream`]: the streaming server: exec, attach and port-forward over SPDY and WebSocket. **Its clients are hostile.**
 //! - [`image`]: references, registries, pulls, layers. [`net`]: CNI client, pinned namespaces, counters. [`store`]: records
 //!   and the journal, on tmpfs. [`seccomp`]: profiles to BPF. [`config`], [`telemetry`].

@@ -194,7 +194,7 @@ fn a_process_lives_and_dies_in_a_group() {
         assert_eq!(shell.line(), "here");
         assert_eq!(group.cgroup.procs(false).unwrap(), [pid]);
         assert_eq!(Cgroup::of_process(&hierarchy, pid).unwrap().path(), group.cgroup.path());
-        assert_eq!(group.cgroup.stats().unwrap().processes, 1);
+        assert_eq!(group.cgroup.stats().unwrap().processes, [pid]);
         let error = group.cgroup.remove(Duration::ZERO).unwrap_err();
         assert_eq!(error.kind(), Kind::FailedPrecondition, "{}", Chain(&error));
         assert_eq!(group.cgroup.create().unwrap_err().kind(), Kind::AlreadyExists);
@@ -401,7 +401,7 @@ fn statistics_are_the_kernels() {
         shell.go();
         assert_eq!(shell.line(), "done");
         let stats = group.cgroup.stats().unwrap();
-        assert_eq!(stats.processes, 1);
+        assert_eq!(stats.processes.len(), 1);
         let cpu = stats.cpu.unwrap();
         assert!(cpu.usage_ns > 0 && cpu.user_ns > 0, "{cpu:?}");
         if hierarchy.controllers().contains(&"memory") {

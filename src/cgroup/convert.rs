@@ -1,6 +1,11 @@
 //! From limits in cgroup v1 terms, which the CRI speaks, to the texts that v2's files take. Pure.
 
+use std::path::PathBuf;
+
 use super::CgroupError;
+
+/// What files of v2 begin with that are settings: its controllers.
+const CONTROLLERS: [&str; 9] = ["cpu", "cpuset", "dmem", "hugetlb", "io", "memory", "misc", "pids", "rdma"];
 
 /// `cpu.shares` (2 to 262144, default 1024) as `cpu.weight` (1 to 10000, default 100). 0 is "not given".
 ///
@@ -62,6 +67,21 @@ pub(super) fn swap_max(together: Option<i64>, memory: Option<i64>) -> Result<Opt
     }
 }
 
+/// Refuses a memory limit below what is in use beside the page cache, which can be given back. `cache` is asked only if need be.
+pub(super) fn check_shrink(
+    file: impl FnOnce() -> PathBuf,
+    limit: i64,
+    current: u64,
+    cache: impl FnOnce() -> Result<u64, CgroupError>,
+) -> Result<(), CgroupError> {
+    let Ok(limit) = u64::try_from(limit) else { return Ok(()) };
+    if current <= limit {
+        return Ok(());
+    }
+    let used = current.saturating_sub(cache()?);
+    if used > limit { Err(CgroupError::Shrink { file: file(), limit, used }) } else { Ok(()) }
+}
+
 /// A huge page size as the kernel's file names have it: `2MB`, `64KB`, `1GB`.
 pub(super) fn check_page_size(size: &str) -> Result<(), CgroupError> {
     let digits = size.strip_suffix("KB").or_else(|| size.strip_suffix("MB")).or_else(|| size.strip_suffix("GB")).unwrap_or_default();
@@ -71,13 +91,13 @@ pub(super) fn check_page_size(size: &str) -> Result<(), CgroupError> {
     Err(CgroupError::BadValue { what: "huge page size", value: size.to_string(), why: "it is not like 2MB" })
 }
 
-/// A `unified` key must be a plain file of a controller: no path, and of the core's files only the limits. `cgroup.procs` or
-/// `cgroup.kill` are not settings.
+/// A `unified` key must be a plain file of a controller that there is: no path, and of the core's files only the limits.
+/// `cgroup.procs` or `cgroup.kill` are not settings.
 pub(super) fn check_unified(key: &str) -> Result<(), CgroupError> {
     let plain = !key.is_empty() && key.len() <= 255 && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-    let named = key.split_once('.').is_some_and(|(controller, rest)| !controller.is_empty() && !rest.is_empty() && !key.contains(".."));
-    let core = key.starts_with("cgroup.") && !matches!(key, "cgroup.max.depth" | "cgroup.max.descendants");
-    if plain && named && !core { Ok(()) } else { Err(CgroupError::BadKey { key: key.to_string() }) }
+    let known = key.split_once('.').is_some_and(|(name, rest)| CONTROLLERS.contains(&name) && !rest.is_empty() && !key.contains(".."));
+    let core = matches!(key, "cgroup.max.depth" | "cgroup.max.descendants");
+    if plain && (known || core) { Ok(()) } else { Err(CgroupError::BadKey { key: key.to_string() }) }
 }
 
 #[cfg(test)]
@@ -138,9 +158,22 @@ mod tests {
         for key in ["memory.high", "memory.swap.max", "io.max", "hugetlb.2MB.max", "cgroup.max.depth", "cpu.max.burst"] {
             assert!(check_unified(key).is_ok(), "{key}");
         }
-        for key in
-            ["", "memory", ".", "..", "../memory.max", "a/b.c", "cgroup.procs", "cgroup.kill", "memory..max", "memory.", ".max", "a.b\n", "ä.b"]
-        {
+        for key in [
+            "",
+            "memory",
+            ".",
+            "..",
+            "../memory.max",
+            "a/b.c",
+            "cgroup.procs",
+            "cgroup.kill",
+            "memory..max",
+            "memory.",
+            ".max",
+            "a.b",
+            "memory.a\n",
+            "memory.ä",
+        ] {
             assert!(check_unified(key).is_err(), "{key:?}");
         }
         for (size, fits) in [("2MB", true), ("64KB", true), ("1GB", true), ("2M", false), ("MB", false), ("../2MB", false), ("2097152MB", false)] {

@@ -68,6 +68,16 @@ impl Dir {
         }
     }
 
+    /// Writes back what [`read`](Self::read) gave, unless it stands there still. `false`: it could not be.
+    pub(super) fn restore(&self, name: &str, text: &str) -> bool {
+        if matches!(self.read(name), Ok(Some(now)) if now == text) {
+            return true;
+        }
+        // An empty list (v2's cpuset.cpus) is written as a line, since nothing is written by no bytes.
+        let mut lines = text.lines().chain(text.trim().is_empty().then_some("\n"));
+        lines.all(|line| self.try_write(name, line).is_ok())
+    }
+
     /// Moves a process in.
     pub(super) fn enter(&self, pid: u32) -> Result<(), CgroupError> {
         self.write_raw("cgroup.procs", &pid.to_string()).map_err(|source| CgroupError::Enter { pid, path: self.path.clone(), source })

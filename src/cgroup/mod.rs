@@ -129,10 +129,35 @@ impl Cgroup {
     /// Tolerated, as Kubernetes expects: huge page limits where there is no hugetlb controller; no swap or any swap where swap
     /// isn't accounted. A memory limit below what can't be reclaimed is refused (ResourceExhausted) and nothing is killed.
     pub fn set(&self, resources: &Resources) -> Result<(), CgroupError> {
+        // A kernel without huge pages knows no size, and has nothing to limit.
+        let unknown = |size: &String| !self.page_sizes.is_empty() && !self.page_sizes.contains(size);
+        if let Some((size, _)) = resources.hugepages.iter().find(|(size, _)| unknown(size)) {
+            let why = "this node has no pages of that size";
+            return Err(CgroupError::BadValue { what: "huge page size", value: size.chars().take(200).collect(), why });
+        }
         match &self.inner {
             Inner::V1(group) => group.set(resources),
             Inner::V2(group) => group.set(resources),
         }
+    }
+
+    /// The same for a group in use, all or nothing: on an error each file that was written holds again what it held before.
+    /// (Of a `unified` file with a line for each device, the lines of devices that it had.)
+    pub fn update(&self, resources: &Resources) -> Result<(), CgroupError> {
+        let files = match &self.inner {
+            Inner::V1(group) => group.files(resources)?,
+            Inner::V2(group) => group.files(resources)?,
+        };
+        let mut before = Vec::new();
+        for (dir, file) in files {
+            before.extend(dir.read(&file)?.map(|text| (dir, file, text)));
+        }
+        self.set(resources).inspect_err(|_| {
+            // The kernel takes some only in an order (a quota and its period, memory with and without swap).
+            for _ in 0..2 {
+                before.retain(|(dir, file, text)| !dir.restore(file, text));
+            }
+        })
     }
 
     /// Lets processes of the group use these devices only: for each of read, write and mknod the last rule that matches holds,

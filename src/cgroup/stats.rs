@@ -22,7 +22,7 @@ pub struct Stats {
     /// Tasks.
     pub pids: Option<PidsStats>,
     /// Processes: thread groups, not threads.
-    pub processes: u64,
+    pub processes: Vec<u32>,
     /// Huge pages, by size.
     pub hugepages: Vec<HugepageStats>,
     /// Block devices.
@@ -67,7 +67,7 @@ pub struct MemoryStats {
     pub cache: u64,
     /// Page cache that is mapped.
     pub mapped_file: u64,
-    /// The kernel's own memory on behalf of the group. `None`: before Linux 5.18 on v2.
+    /// The kernel's own memory on behalf of the group.
     pub kernel: Option<u64>,
     /// Page faults.
     pub page_faults: u64,
@@ -75,6 +75,8 @@ pub struct MemoryStats {
     pub major_page_faults: u64,
     /// How often the limit stood in the way.
     pub limit_hits: u64,
+    /// Processes that the OOM killer has ended.
+    pub oom_kills: u64,
     /// The group's own limit. `None`: unlimited.
     pub limit: Option<u64>,
     /// `limit` − `working_set`. `None`: unlimited.
@@ -106,6 +108,8 @@ pub struct HugepageStats {
     pub size: String,
     /// In use.
     pub usage: u64,
+    /// The most that `usage` was. `None`: v2 doesn't say.
+    pub peak: Option<u64>,
     /// The limit. `None`: unlimited.
     pub limit: Option<u64>,
 }
@@ -231,14 +235,14 @@ fn parse_io_v1(bytes: &str, operations: &str) -> Vec<IoStats> {
 }
 
 impl Stats {
-    fn empty(processes: usize) -> Self {
+    fn empty(processes: Vec<u32>) -> Self {
         Self {
             at: SystemTime::now(),
             cpu: None,
             memory: None,
             swap: None,
             pids: None,
-            processes: processes as u64,
+            processes,
             hugepages: Vec::new(),
             io: Vec::new(),
             cpu_pressure: None,
@@ -254,6 +258,16 @@ impl Stats {
         Ok(())
     }
 
+    fn read_hugepages(&mut self, dir: &Dir, page_sizes: &[String]) -> Result<(), CgroupError> {
+        for size in page_sizes {
+            if let Some(Some(usage)) = dir.number(&format!("hugetlb.{size}.current"))? {
+                let limit = dir.number(&format!("hugetlb.{size}.max"))?.flatten();
+                self.hugepages.push(HugepageStats { size: size.clone(), usage, peak: None, limit });
+            }
+        }
+        Ok(())
+    }
+
     fn read_pids(&mut self, dir: &Dir) -> Result<(), CgroupError> {
         if let Some(Some(current)) = dir.number("pids.current")? {
             self.pids = Some(PidsStats { current, limit: dir.number("pids.max")?.flatten() });
@@ -264,7 +278,7 @@ impl Stats {
 
 pub(super) fn read_v2(group: &v2::Group, page_sizes: &[String]) -> Result<Stats, CgroupError> {
     let dir = Dir::open(&group.dir)?;
-    let mut stats = Stats::empty(group.procs(true)?.len());
+    let mut stats = Stats::empty(group.procs(true)?);
     if let Some(text) = dir.read("cpu.stat")? {
         let us = |name| field(&text, name).unwrap_or(0);
         stats.cpu = Some(CpuStats {
@@ -280,6 +294,9 @@ pub(super) fn read_v2(group: &v2::Group, page_sizes: &[String]) -> Result<Stats,
         let bytes = |name| field(&text, name).unwrap_or(0);
         let working_set = usage.saturating_sub(bytes("inactive_file"));
         let limit = dir.number("memory.max")?.flatten();
+        let events = dir.read("memory.events")?.unwrap_or_default();
+        // Its parts, before Linux 5.18.
+        let kernel = || ["slab", "kernel_stack", "pagetables", "percpu"].iter().filter_map(|name| field(&text, name)).reduce(|a, b| a + b);
         stats.memory = Some(MemoryStats {
             usage,
             peak: dir.number("memory.peak")?.flatten(),
@@ -287,10 +304,11 @@ pub(super) fn read_v2(group: &v2::Group, page_sizes: &[String]) -> Result<Stats,
             rss: bytes("anon"),
             cache: bytes("file"),
             mapped_file: bytes("file_mapped"),
-            kernel: field(&text, "kernel"),
+            kernel: field(&text, "kernel").or_else(kernel),
             page_faults: bytes("pgfault"),
             major_page_faults: bytes("pgmajfault"),
-            limit_hits: dir.read("memory.events")?.and_then(|events| field(&events, "max")).unwrap_or(0),
+            limit_hits: field(&events, "max").unwrap_or(0),
+            oom_kills: field(&events, "oom_kill").unwrap_or(0),
             limit,
             available: limit.map(|limit| limit.saturating_sub(working_set)),
         });
@@ -301,19 +319,22 @@ pub(super) fn read_v2(group: &v2::Group, page_sizes: &[String]) -> Result<Stats,
     stats.read_pids(&dir)?;
     stats.io = dir.read("io.stat")?.map(|text| parse_io_v2(&text)).unwrap_or_default();
     if group.controllers.iter().any(|name| name == "hugetlb") {
-        for size in page_sizes {
-            if let Some(Some(usage)) = dir.number(&format!("hugetlb.{size}.current"))? {
-                let limit = dir.number(&format!("hugetlb.{size}.max"))?.flatten();
-                stats.hugepages.push(HugepageStats { size: size.clone(), usage, limit });
-            }
-        }
+        stats.read_hugepages(&dir, page_sizes)?;
     }
     stats.read_pressure(&dir)?;
     Ok(stats)
 }
 
 pub(super) fn read_v1(group: &v1::Group, page_sizes: &[String]) -> Result<Stats, CgroupError> {
-    let mut stats = Stats::empty(group.procs(true)?.len());
+    // Of one hierarchy: a process is moved in all of them together, and its number is read for no decision.
+    let mut procs = Vec::new();
+    for controller in ["memory", "pids", "cpuacct"] {
+        if let Some(dir) = group.find(controller)? {
+            dir.procs_below(&mut procs)?;
+            break;
+        }
+    }
+    let mut stats = Stats::empty(procs);
     if let Some(dir) = group.find("cpuacct")? {
         let ns = |file| Ok::<u64, CgroupError>(dir.number(file)?.flatten().unwrap_or(0));
         stats.cpu = Some(CpuStats {
@@ -348,6 +369,7 @@ pub(super) fn read_v1(group: &v1::Group, page_sizes: &[String]) -> Result<Stats,
             major_page_faults: bytes("total_pgmajfault"),
             // Where both limits are the same, the upper one is the one that is hit.
             limit_hits: number("memory.failcnt")?.unwrap_or(0) + number("memory.memsw.failcnt")?.unwrap_or(0),
+            oom_kills: dir.read("memory.oom_control")?.and_then(|text| field(&text, "oom_kill")).unwrap_or(0),
             limit,
             available: limit.map(|limit| limit.saturating_sub(working_set)),
         });
@@ -368,9 +390,12 @@ pub(super) fn read_v1(group: &v1::Group, page_sizes: &[String]) -> Result<Stats,
         for size in page_sizes {
             if let Some(Some(usage)) = dir.number(&format!("hugetlb.{size}.usage_in_bytes"))? {
                 let limit = dir.number(&format!("hugetlb.{size}.limit_in_bytes"))?.flatten().and_then(v1_limit);
-                stats.hugepages.push(HugepageStats { size: size.clone(), usage, limit });
+                let peak = dir.number(&format!("hugetlb.{size}.max_usage_in_bytes"))?.flatten();
+                stats.hugepages.push(HugepageStats { size: size.clone(), usage, peak, limit });
             }
         }
+    } else if let Some(dir) = group.hybrid_hugetlb()? {
+        stats.read_hugepages(&dir, page_sizes)?;
     }
     if let Some(dir) = group.find("")? {
         stats.read_pressure(&dir)?;

@@ -92,6 +92,36 @@ fn limits_reach_the_files_of_v1() {
 }
 
 #[test]
+fn an_update_is_all_or_nothing() {
+    let check = |version, files: &[(&str, &str)], limits: Resources| {
+        let (_root, dir, group) = group(version, files);
+        let error = group.update(&limits).unwrap_err();
+        for (name, value) in files {
+            assert_eq!(fs::read_to_string(dir.join(name)).unwrap(), *value, "{name} after {error}");
+        }
+    };
+    // The last to be set has no file.
+    let limits = Resources { cpu_shares: Some(512), cpu_quota: Some(5000), memory_limit: Some(1 << 20), pids_limit: Some(5), ..Resources::default() };
+    check(
+        Version::V1,
+        &[
+            ("cpu.shares", "1024"),
+            ("cpu.cfs_quota_us", "-1"),
+            ("cpu.cfs_period_us", "100000"),
+            ("memory.limit_in_bytes", "2097152"),
+            ("memory.memsw.limit_in_bytes", "4194304"),
+        ],
+        limits.clone(),
+    );
+    check(Version::V2, &[("cpu.weight", "100"), ("cpu.max", "max 100000"), ("memory.max", "2097152")], limits);
+    let used =
+        [("cpu.shares", "1024"), ("memory.limit_in_bytes", "4096"), ("memory.usage_in_bytes", "4000"), ("memory.stat", "total_inactive_file 9")];
+    check(Version::V1, &used, Resources { cpu_shares: Some(2), memory_limit: Some(2048), ..Resources::default() });
+    let unified = Resources { unified: vec![("memory.max".into(), "2048".into())], ..Resources::default() };
+    check(Version::V2, &[("memory.max", "4096"), ("memory.current", "4000"), ("memory.stat", "")], unified);
+}
+
+#[test]
 fn limits_reach_the_files_of_v2() {
     let check = |limits, files: &[(&str, &str)], want: Result<&[(&str, &str)], (Kind, &str)>| check_set(Version::V2, limits, files, want);
     let none = Resources::default;
@@ -246,7 +276,7 @@ fn statistics_of_v2() {
     ];
     let (_root, _, group) = group(Version::V2, &files);
     let stats = group.stats().unwrap();
-    assert_eq!(stats.processes, 2);
+    assert_eq!(stats.processes.len(), 2);
     let cpu = CpuStats { usage_ns: 1_500_000, user_ns: 1_000_000, system_ns: 500_000, periods: 4, throttled_periods: 2, throttled_ns: 7000 };
     assert_eq!(stats.cpu, Some(cpu));
     let memory = MemoryStats {
@@ -260,6 +290,7 @@ fn statistics_of_v2() {
         page_faults: 77,
         major_page_faults: 3,
         limit_hits: 5,
+        oom_kills: 2,
         limit: Some(20_000),
         available: Some(12_500),
     };

@@ -8,8 +8,13 @@ use super::devices;
 use super::dir::{self, Dir};
 use super::entrance::{Door, Entrance};
 use super::hierarchy::Mount;
-use super::{CgroupError, convert};
+use super::stats::field;
+use super::{CgroupError, convert, v2};
 use crate::plan::{DeviceRule, Resources};
+
+/// The limit of memory, and that of memory and swap together.
+const MEMORY: &str = "memory.limit_in_bytes";
+const TOGETHER: &str = "memory.memsw.limit_in_bytes";
 
 /// A group's directory in one hierarchy.
 #[derive(Debug, Clone)]
@@ -78,14 +83,45 @@ impl Group {
             return Ok(());
         }
         // Kubernetes sets a limit for every size even where there is no controller.
-        if let Some(dir) = self.find("hugetlb")? {
-            for (size, limit) in &limits.hugepages {
+        match (self.find("hugetlb")?, self.hybrid_hugetlb()?) {
+            (Some(dir), _) => limits.hugepages.iter().try_for_each(|(size, limit)| {
                 dir.write(&format!("hugetlb.{size}.limit_in_bytes"), &limit.to_string())?;
                 // Reservations are limited apart since Linux 5.7.
-                dir.try_write(&format!("hugetlb.{size}.rsvd.limit_in_bytes"), &limit.to_string())?;
-            }
+                dir.try_write(&format!("hugetlb.{size}.rsvd.limit_in_bytes"), &limit.to_string()).map(drop)
+            }),
+            (None, Some(dir)) => v2::set_hugepages(&dir, limits),
+            (None, None) => Ok(()),
         }
-        Ok(())
+    }
+
+    /// The group's directory in a hybrid's v2 hierarchy, if that has the hugetlb controller and hands it down to the group.
+    pub(super) fn hybrid_hugetlb(&self) -> Result<Option<Dir>, CgroupError> {
+        let Some(dir) = self.find("")? else { return Ok(None) };
+        let controllers = dir.read("cgroup.controllers")?.unwrap_or_default();
+        Ok(controllers.split_whitespace().any(|name| name == "hugetlb").then_some(dir))
+    }
+
+    /// The files that [`set`](Self::set) may write for these limits, for an update to restore.
+    pub(super) fn files(&self, limits: &Resources) -> Result<Vec<(Dir, String)>, CgroupError> {
+        let mut names: Vec<(&str, String)> = Vec::new();
+        let mut add = |given: bool, controller, files: &[&str]| {
+            names.extend(files.iter().filter(|_| given).map(|file| (controller, file.to_string())));
+        };
+        add(limits.cpu_shares.is_some(), "cpu", &["cpu.shares"]);
+        add(limits.cpu_quota.or(limits.cpu_period.map(|_| 0)).is_some(), "cpu", &["cpu.cfs_quota_us", "cpu.cfs_period_us"]);
+        add(limits.memory_limit.or(limits.memory_swap).is_some(), "memory", &[MEMORY, TOGETHER]);
+        add(limits.pids_limit.is_some(), "pids", &["pids.max"]);
+        add(!limits.cpuset_cpus.is_empty(), "cpuset", &["cpuset.cpus"]);
+        add(!limits.cpuset_mems.is_empty(), "cpuset", &["cpuset.mems"]);
+        for (size, _) in &limits.hugepages {
+            add(true, "hugetlb", &[&format!("hugetlb.{size}.limit_in_bytes"), &format!("hugetlb.{size}.rsvd.limit_in_bytes")]);
+            add(true, "", &[&format!("hugetlb.{size}.max"), &format!("hugetlb.{size}.rsvd.max")]);
+        }
+        let mut files = Vec::new();
+        for (controller, file) in names {
+            files.extend(self.find(controller)?.map(|dir| (dir, file)));
+        }
+        Ok(files)
     }
 
     fn set_cpu(&self, limits: &Resources) -> Result<(), CgroupError> {
@@ -110,14 +146,15 @@ impl Group {
     }
 
     fn set_memory(&self, limits: &Resources) -> Result<(), CgroupError> {
-        const MEMORY: &str = "memory.limit_in_bytes";
-        const TOGETHER: &str = "memory.memsw.limit_in_bytes";
         let memory = limits.memory_limit.filter(|&n| n != 0);
         let mut together = limits.memory_swap.filter(|&n| n != 0);
         if memory.is_none() && together.is_none() {
             return Ok(());
         }
         let dir = self.need("memory")?;
+        if let Some(limit) = memory {
+            check_shrink(&dir, limit)?;
+        }
         let now = match dir.number(TOGETHER)? {
             Some(now) => now.unwrap_or(u64::MAX),
             None => {
@@ -213,6 +250,16 @@ impl Group {
     }
 }
 
+/// The kernel gives back page cache, and swaps, before it refuses a limit: one that can't be reached is refused before.
+fn check_shrink(dir: &Dir, limit: i64) -> Result<(), CgroupError> {
+    let current = dir.number("memory.usage_in_bytes")?.flatten().unwrap_or(0);
+    let cache = || {
+        let stat = dir.read("memory.stat")?.unwrap_or_default();
+        Ok(field(&stat, "total_inactive_file").unwrap_or(0) + field(&stat, "total_active_file").unwrap_or(0))
+    };
+    convert::check_shrink(|| dir.file(MEMORY), limit, current, cache)
+}
+
 fn thaw(dir: &Dir, below: bool) -> Result<(), CgroupError> {
     dir.write("freezer.state", "THAWED")?;
     if below {
@@ -234,6 +281,12 @@ fn create_in(place: &Place, made: &mut Vec<PathBuf>, parents: &mut Vec<String>) 
     made.extend(new.iter().cloned());
     let (_, above) = new.split_last().unwrap_or((&place.dir, &[]));
     parents.extend(above.iter().filter_map(|dir| super::name_parent(place.mount.label(), &place.mount.root, dir)));
+    // The rest of v2's controllers are v1's on such a node.
+    let has_hugetlb =
+        || Ok(Dir::open(&place.mount.root)?.read("cgroup.controllers")?.is_some_and(|names| names.split_whitespace().any(|name| name == "hugetlb")));
+    if place.mount.names.is_empty() && has_hugetlb()? {
+        v2::Group { root: place.mount.root.clone(), controllers: vec!["hugetlb".to_string()], dir: place.dir.clone() }.hand_down()?;
+    }
     if place.mount.has("cpuset") { new.iter().try_for_each(|dir| fill_cpuset(dir)) } else { Ok(()) }
 }
 

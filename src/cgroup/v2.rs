@@ -17,6 +17,9 @@ use crate::sys::bpf;
 const WANTED: [(&str, bool); 7] =
     [("cpu", true), ("memory", true), ("pids", true), ("cpuset", false), ("io", false), ("hugetlb", false), ("misc", false)];
 
+/// The memory limit.
+const MEMORY: &str = "memory.max";
+
 /// The name under which our device filters are known again.
 const FILTER: &str = "copepod_dev";
 
@@ -37,7 +40,7 @@ impl Group {
             super::take_over(&self.dir)?;
             made.push(self.dir.clone());
         }
-        if let Err(error) = self.enable() {
+        if let Err(error) = self.hand_down() {
             for dir in made.iter().rev() {
                 let _ = dir::remove(dir);
             }
@@ -48,7 +51,7 @@ impl Group {
     }
 
     /// Enables the controllers that this group needs in those above it, where they are missing. Takes nothing away.
-    fn enable(&self) -> Result<(), CgroupError> {
+    pub(super) fn hand_down(&self) -> Result<(), CgroupError> {
         let wanted: Vec<(&str, bool)> = WANTED.into_iter().filter(|(name, _)| self.controllers.iter().any(|has| has == name)).collect();
         let lacks = |text: &str| -> Vec<(&str, bool)> {
             wanted.iter().copied().filter(|(name, _)| text.split_whitespace().all(|has| has != *name)).collect()
@@ -83,6 +86,10 @@ impl Group {
         let swap = convert::swap_max(limits.memory_swap, limits.memory_limit)?;
 
         let dir = Dir::open(&self.dir)?;
+        let unified = limits.unified.iter().find(|(key, _)| key == MEMORY).and_then(|(_, value)| value.trim().parse().ok());
+        for limit in [limits.memory_limit.filter(|&limit| limit != 0), unified].into_iter().flatten() {
+            check_shrink(&dir, limit)?;
+        }
         if let Some(weight) = limits.cpu_shares.and_then(convert::shares_to_weight) {
             dir.write("cpu.weight", &weight.to_string())?;
         }
@@ -94,8 +101,7 @@ impl Group {
             write_swap(&dir, &swap)?;
         }
         if let Some(limit) = limits.memory_limit.filter(|&limit| limit != 0) {
-            check_shrink(&dir, limit)?;
-            dir.write("memory.max", &convert::limit_v2(limit))?;
+            dir.write(MEMORY, &convert::limit_v2(limit))?;
         }
         if let Some(limit) = limits.pids_limit.filter(|&limit| limit != 0) {
             dir.write("pids.max", &convert::limit_v2(limit))?;
@@ -107,11 +113,7 @@ impl Group {
         }
         // Kubernetes sets a limit for every size even where there is no controller.
         if self.controllers.iter().any(|name| name == "hugetlb") {
-            for (size, limit) in &limits.hugepages {
-                dir.write(&format!("hugetlb.{size}.max"), &limit.to_string())?;
-                // Reservations are limited apart since Linux 5.7.
-                dir.try_write(&format!("hugetlb.{size}.rsvd.max"), &limit.to_string())?;
-            }
+            set_hugepages(&dir, limits)?;
         }
         for (key, value) in &limits.unified {
             // Files such as io.max take one line per write.
@@ -120,6 +122,25 @@ impl Group {
             }
         }
         Ok(())
+    }
+
+    /// The files that [`set`](Self::set) may write for these limits, for an update to restore.
+    pub(super) fn files(&self, limits: &Resources) -> Result<Vec<(Dir, String)>, CgroupError> {
+        let mut names: Vec<String> = Vec::new();
+        let mut add = |given: bool, file: &str| names.extend(given.then(|| file.to_string()));
+        add(limits.cpu_shares.is_some(), "cpu.weight");
+        add(limits.cpu_quota.is_some() || limits.cpu_period.is_some(), "cpu.max");
+        add(limits.memory_limit.is_some(), MEMORY);
+        add(limits.memory_limit.is_some() || limits.memory_swap.is_some(), "memory.swap.max");
+        add(limits.pids_limit.is_some(), "pids.max");
+        add(!limits.cpuset_cpus.is_empty(), "cpuset.cpus");
+        add(!limits.cpuset_mems.is_empty(), "cpuset.mems");
+        for (size, _) in &limits.hugepages {
+            add(true, &format!("hugetlb.{size}.max"));
+            add(true, &format!("hugetlb.{size}.rsvd.max"));
+        }
+        limits.unified.iter().for_each(|(key, _)| add(true, key));
+        names.into_iter().map(|name| Ok((Dir::open(&self.dir)?, name))).collect()
     }
 
     pub(super) fn set_devices(&self, rules: &[DeviceRule]) -> Result<(), CgroupError> {
@@ -213,18 +234,23 @@ fn write_swap(dir: &Dir, value: &str) -> Result<(), CgroupError> {
     }
 }
 
-/// v2 takes any `memory.max` and kills what doesn't fit. v1 refused what it could not reclaim, and so do we: a limit below
-/// what is in use beside the page cache.
+/// v2 takes any `memory.max` and kills what doesn't fit. v1 refused what it could not reclaim, and so do we.
 fn check_shrink(dir: &Dir, limit: i64) -> Result<(), CgroupError> {
-    let Ok(limit) = u64::try_from(limit) else { return Ok(()) };
     let current = dir.number("memory.current")?.flatten().unwrap_or(0);
-    if current <= limit {
-        return Ok(());
-    }
-    let stat = dir.read("memory.stat")?.unwrap_or_default();
-    let cache = field(&stat, "inactive_file").unwrap_or(0) + field(&stat, "active_file").unwrap_or(0);
-    let used = current.saturating_sub(cache);
-    if used > limit { Err(CgroupError::Shrink { file: dir.file("memory.max"), limit, used }) } else { Ok(()) }
+    let cache = || {
+        let stat = dir.read("memory.stat")?.unwrap_or_default();
+        Ok(field(&stat, "inactive_file").unwrap_or(0) + field(&stat, "active_file").unwrap_or(0))
+    };
+    convert::check_shrink(|| dir.file(MEMORY), limit, current, cache)
+}
+
+/// Limits huge pages, in a group that has the controller.
+pub(super) fn set_hugepages(dir: &Dir, limits: &Resources) -> Result<(), CgroupError> {
+    limits.hugepages.iter().try_for_each(|(size, limit)| {
+        dir.write(&format!("hugetlb.{size}.max"), &limit.to_string())?;
+        // Reservations are limited apart since Linux 5.7.
+        dir.try_write(&format!("hugetlb.{size}.rsvd.max"), &limit.to_string()).map(drop)
+    })
 }
 
 /// Waits until `cgroup.events` has a line. A group that is gone has nothing in it, and is as frozen as it will be.

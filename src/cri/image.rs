@@ -1,15 +1,13 @@
 //! ImageService: one thin handler per RPC.
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prost::Message;
-use tokio_stream::Stream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
+use super::chunks::{Streaming, chunked};
 use super::{Cri, Reply, from_proto, rpc, status, to_proto};
 use crate::api::{self, image_service_server::ImageService};
 use crate::errchain::Remote;
@@ -42,11 +40,11 @@ impl ImageService for Cri {
         Ok(Response::new(api::ListImagesResponse { images: images.iter().map(|image| to_proto::image(image)).collect() }))
     }
 
-    type StreamImagesStream = Pin<Box<dyn Stream<Item = Result<api::StreamImagesResponse, Status>> + Send>>;
+    type StreamImagesStream = Streaming<api::StreamImagesResponse>;
 
     async fn stream_images(&self, req: Request<api::StreamImagesRequest>) -> Reply<Self::StreamImagesStream> {
         let images = self.images("StreamImages", req.into_inner().filter)?;
-        Ok(Response::new(Box::pin(tokio_stream::iter(Chunks { images: images.into_iter(), next: None }))))
+        chunked(images.iter().map(|image| to_proto::image(image)).collect(), |images| api::StreamImagesResponse { images })
     }
 
     async fn image_status(&self, req: Request<api::ImageStatusRequest>) -> Reply<api::ImageStatusResponse> {
@@ -120,34 +118,6 @@ fn pull_status(error: ImageError) -> Status {
     let known = matches!(error, ImageError::RegistryUnavailable { .. });
     let status = status("PullImage", &error.into());
     if known { Status::unknown(status.message()) } else { status }
-}
-
-/// Bytes of one message of a stream: far below what clients take, far above what one image needs.
-const CHUNK: usize = 1 << 20;
-
-/// Images in messages of about [`CHUNK`] bytes, made as they are sent.
-struct Chunks {
-    images: std::vec::IntoIter<Arc<Image>>,
-    /// Did not fit into the last message.
-    next: Option<api::Image>,
-}
-
-impl Iterator for Chunks {
-    type Item = Result<api::StreamImagesResponse, Status>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let mut images = Vec::new();
-        let mut bytes = 0;
-        while let Some(image) = self.next.take().or_else(|| self.images.next().map(|image| to_proto::image(&image))) {
-            bytes += image.encoded_len();
-            if bytes > CHUNK && !images.is_empty() {
-                self.next = Some(image);
-                break;
-            }
-            images.push(image);
-        }
-        (!images.is_empty()).then_some(Ok(api::StreamImagesResponse { images }))
-    }
 }
 
 /// Bytes of an image's documents that `ImageStatus` shows whole.

@@ -1,7 +1,10 @@
 //! The CRI over gRPC: thin handlers between generated types and the service. Proto types stop here.
 
+mod chunks;
+mod events;
 pub mod from_proto;
 mod image;
+mod metrics;
 mod runtime;
 pub mod streaming;
 pub mod to_proto;

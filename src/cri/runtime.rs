@@ -1,20 +1,17 @@
 //! RuntimeService: one thin handler per RPC.
 
 use std::collections::HashMap;
-use std::pin::Pin;
 use std::time::Duration;
 
-use tokio::sync::{broadcast, oneshot};
-use tokio_stream::{Stream, StreamExt, wrappers::BroadcastStream};
+use tokio::sync::oneshot;
 use tonic::{Request, Response, Status};
 
-use super::{Cri, Reply, from_proto, later, rpc, status, to_proto};
+use super::chunks::{Streaming, chunked};
+use super::{Cri, Reply, events, from_proto, later, metrics, rpc, status, to_proto};
 use crate::api::{self, runtime_service_server::RuntimeService};
 use crate::service::ServiceError;
 use crate::store::record::{ContainerRecord, SandboxRecord};
 use crate::stream::{AttachAsk, ExecAsk, PortForwardAsk};
-
-type Streaming<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The version of the API that `Version` names.
 const API_VERSION: &str = "v1";
@@ -39,6 +36,44 @@ fn container_passes(filter: &api::ContainerFilter, record: &ContainerRecord) -> 
 impl Cri {
     fn refuse(rpc: &'static str) -> impl FnOnce(ServiceError) -> Status {
         move |error| status(rpc, &error.remote())
+    }
+
+    /// The newest first.
+    fn sandboxes(&self, filter: Option<api::PodSandboxFilter>) -> Vec<api::PodSandbox> {
+        let filter = filter.unwrap_or_default();
+        let mut records: Vec<_> = self.service.sandboxes().iter().map(|sandbox| sandbox.record()).collect();
+        records.retain(|record| sandbox_passes(&filter, record));
+        records.sort_by_key(|record| std::cmp::Reverse(record.created_at));
+        records.iter().map(|record| to_proto::sandbox(record)).collect()
+    }
+
+    /// The newest first.
+    fn containers(&self, filter: Option<api::ContainerFilter>) -> Vec<api::Container> {
+        let filter = filter.unwrap_or_default();
+        let mut records: Vec<_> = self.service.containers().iter().map(|container| container.record()).collect();
+        records.retain(|record| container_passes(&filter, record));
+        records.sort_by_key(|record| std::cmp::Reverse(record.created_at));
+        records.iter().map(|record| to_proto::container(record)).collect()
+    }
+
+    async fn container_usages(&self, filter: Option<api::ContainerStatsFilter>) -> Vec<api::ContainerStats> {
+        let api::ContainerStatsFilter { id, pod_sandbox_id, label_selector } = filter.unwrap_or_default();
+        let filter = api::ContainerFilter { id, pod_sandbox_id, label_selector, state: None };
+        let mut chosen = self.service.containers();
+        chosen.retain(|container| container_passes(&filter, &container.record()));
+        self.service.container_usages(chosen).await.iter().map(to_proto::container_stats).collect()
+    }
+
+    async fn pod_usages(&self, filter: Option<api::PodSandboxStatsFilter>) -> Vec<api::PodSandboxStats> {
+        let api::PodSandboxStatsFilter { id, label_selector } = filter.unwrap_or_default();
+        let filter = api::PodSandboxFilter { id, label_selector, state: None };
+        let mut chosen = self.service.sandboxes();
+        chosen.retain(|sandbox| sandbox_passes(&filter, &sandbox.record()));
+        self.service.pod_usages(chosen).await.iter().map(to_proto::sandbox_stats).collect()
+    }
+
+    async fn pod_metrics(&self) -> Vec<api::PodSandboxMetrics> {
+        self.service.metrics().await.into_iter().map(metrics::pod).collect()
     }
 }
 
@@ -87,11 +122,7 @@ impl RuntimeService for Cri {
     }
 
     async fn list_pod_sandbox(&self, req: Request<api::ListPodSandboxRequest>) -> Reply<api::ListPodSandboxResponse> {
-        let filter = req.into_inner().filter.unwrap_or_default();
-        let mut records: Vec<_> = self.service.sandboxes().iter().map(|sandbox| sandbox.record()).collect();
-        records.retain(|record| sandbox_passes(&filter, record));
-        records.sort_by_key(|record| std::cmp::Reverse(record.created_at));
-        Ok(Response::new(api::ListPodSandboxResponse { items: records.iter().map(|record| to_proto::sandbox(record)).collect() }))
+        Ok(Response::new(api::ListPodSandboxResponse { items: self.sandboxes(req.into_inner().filter) }))
     }
 
     async fn create_container(&self, req: Request<api::CreateContainerRequest>) -> Reply<api::CreateContainerResponse> {
@@ -123,11 +154,7 @@ impl RuntimeService for Cri {
     }
 
     async fn list_containers(&self, req: Request<api::ListContainersRequest>) -> Reply<api::ListContainersResponse> {
-        let filter = req.into_inner().filter.unwrap_or_default();
-        let mut records: Vec<_> = self.service.containers().iter().map(|container| container.record()).collect();
-        records.retain(|record| container_passes(&filter, record));
-        records.sort_by_key(|record| std::cmp::Reverse(record.created_at));
-        Ok(Response::new(api::ListContainersResponse { containers: records.iter().map(|record| to_proto::container(record)).collect() }))
+        Ok(Response::new(api::ListContainersResponse { containers: self.containers(req.into_inner().filter) }))
     }
 
     async fn container_status(&self, req: Request<api::ContainerStatusRequest>) -> Reply<api::ContainerStatusResponse> {
@@ -141,8 +168,13 @@ impl RuntimeService for Cri {
         }))
     }
 
-    async fn update_container_resources(&self, _: Request<api::UpdateContainerResourcesRequest>) -> Reply<api::UpdateContainerResourcesResponse> {
-        Err(later("UpdateContainerResources"))
+    async fn update_container_resources(&self, req: Request<api::UpdateContainerResourcesRequest>) -> Reply<api::UpdateContainerResourcesResponse> {
+        let mut req = req.into_inner();
+        let change = from_proto::update(&mut req).map_err(|error| status("UpdateContainerResources", &error))?;
+        let service = self.service.clone();
+        // Annotations are for plugins; there is nothing of ours in them.
+        rpc("UpdateContainerResources", async move { service.update_container(&req.container_id, change).await }).await?;
+        Ok(Response::new(api::UpdateContainerResourcesResponse {}))
     }
 
     async fn reopen_container_log(&self, req: Request<api::ReopenContainerLogRequest>) -> Reply<api::ReopenContainerLogResponse> {
@@ -187,51 +219,22 @@ impl RuntimeService for Cri {
 
     async fn container_stats(&self, req: Request<api::ContainerStatsRequest>) -> Reply<api::ContainerStatsResponse> {
         let container = self.service.find_container(&req.into_inner().container_id).map_err(Self::refuse("ContainerStats"))?;
-        let service = self.service.clone();
-        let usage = rpc("ContainerStats", async move { service.container_usage(&container).await }).await?;
+        let usage = self.service.container_usage(&container).await.map_err(Self::refuse("ContainerStats"))?;
         Ok(Response::new(api::ContainerStatsResponse { stats: Some(to_proto::container_stats(&usage)) }))
     }
 
     async fn list_container_stats(&self, req: Request<api::ListContainerStatsRequest>) -> Reply<api::ListContainerStatsResponse> {
-        let filter = req.into_inner().filter.unwrap_or_default();
-        let filter =
-            api::ContainerFilter { id: filter.id, pod_sandbox_id: filter.pod_sandbox_id, label_selector: filter.label_selector, state: None };
-        let mut chosen = self.service.containers();
-        chosen.retain(|container| container_passes(&filter, &container.record()));
-        let service = self.service.clone();
-        let stats = rpc("ListContainerStats", async move {
-            let mut stats = Vec::with_capacity(chosen.len());
-            for container in chosen {
-                stats.push(to_proto::container_stats(&service.container_usage(&container).await?));
-            }
-            Ok::<_, ServiceError>(stats)
-        })
-        .await?;
-        Ok(Response::new(api::ListContainerStatsResponse { stats }))
+        Ok(Response::new(api::ListContainerStatsResponse { stats: self.container_usages(req.into_inner().filter).await }))
     }
 
     async fn pod_sandbox_stats(&self, req: Request<api::PodSandboxStatsRequest>) -> Reply<api::PodSandboxStatsResponse> {
         let sandbox = self.service.find_sandbox(&req.into_inner().pod_sandbox_id).map_err(Self::refuse("PodSandboxStats"))?;
-        let service = self.service.clone();
-        let usage = rpc("PodSandboxStats", async move { service.pod_usage(&sandbox).await }).await?;
+        let usage = self.service.pod_usage(&sandbox).await;
         Ok(Response::new(api::PodSandboxStatsResponse { stats: Some(to_proto::sandbox_stats(&usage)) }))
     }
 
     async fn list_pod_sandbox_stats(&self, req: Request<api::ListPodSandboxStatsRequest>) -> Reply<api::ListPodSandboxStatsResponse> {
-        let filter = req.into_inner().filter.unwrap_or_default();
-        let filter = api::PodSandboxFilter { id: filter.id, label_selector: filter.label_selector, state: None };
-        let mut chosen = self.service.sandboxes();
-        chosen.retain(|sandbox| sandbox_passes(&filter, &sandbox.record()));
-        let service = self.service.clone();
-        let stats = rpc("ListPodSandboxStats", async move {
-            let mut stats = Vec::with_capacity(chosen.len());
-            for sandbox in chosen {
-                stats.push(to_proto::sandbox_stats(&service.pod_usage(&sandbox).await?));
-            }
-            Ok::<_, ServiceError>(stats)
-        })
-        .await?;
-        Ok(Response::new(api::ListPodSandboxStatsResponse { stats }))
+        Ok(Response::new(api::ListPodSandboxStatsResponse { stats: self.pod_usages(req.into_inner().filter).await }))
     }
 
     async fn update_runtime_config(&self, _: Request<api::UpdateRuntimeConfigRequest>) -> Reply<api::UpdateRuntimeConfigResponse> {
@@ -270,24 +273,16 @@ impl RuntimeService for Cri {
     type GetContainerEventsStream = Streaming<api::ContainerEventResponse>;
 
     async fn get_container_events(&self, _: Request<api::GetEventsRequest>) -> Reply<Self::GetContainerEventsStream> {
-        let events: broadcast::Receiver<_> = self.service.subscribe();
-        // A subscriber that is too slow loses the oldest events; the pod's whole state stands in each later one.
-        let stream = BroadcastStream::new(events).filter_map(|event| match event {
-            Ok(event) => Some(Ok(to_proto::event(&event))),
-            Err(lagged) => {
-                tracing::warn!(%lagged, "a subscriber of events is too slow");
-                None
-            }
-        });
-        Ok(Response::new(Box::pin(stream)))
+        let service = self.service.clone();
+        Ok(Response::new(events::follow(self.service.subscribe(), move |n| service.events_lost(n))))
     }
 
     async fn list_metric_descriptors(&self, _: Request<api::ListMetricDescriptorsRequest>) -> Reply<api::ListMetricDescriptorsResponse> {
-        Err(later("ListMetricDescriptors"))
+        Ok(Response::new(api::ListMetricDescriptorsResponse { descriptors: metrics::descriptors() }))
     }
 
     async fn list_pod_sandbox_metrics(&self, _: Request<api::ListPodSandboxMetricsRequest>) -> Reply<api::ListPodSandboxMetricsResponse> {
-        Err(later("ListPodSandboxMetrics"))
+        Ok(Response::new(api::ListPodSandboxMetricsResponse { pod_metrics: self.pod_metrics().await }))
     }
 
     async fn runtime_config(&self, _: Request<api::RuntimeConfigRequest>) -> Reply<api::RuntimeConfigResponse> {
@@ -295,39 +290,47 @@ impl RuntimeService for Cri {
         Ok(Response::new(api::RuntimeConfigResponse { linux: Some(linux) }))
     }
 
-    async fn update_pod_sandbox_resources(&self, _: Request<api::UpdatePodSandboxResourcesRequest>) -> Reply<api::UpdatePodSandboxResourcesResponse> {
-        Err(later("UpdatePodSandboxResources"))
+    async fn update_pod_sandbox_resources(
+        &self,
+        req: Request<api::UpdatePodSandboxResourcesRequest>,
+    ) -> Reply<api::UpdatePodSandboxResourcesResponse> {
+        let req = req.into_inner();
+        let parse = |field, from| from_proto::pod_resources(field, from).map_err(|error| status("UpdatePodSandboxResources", &error));
+        let (overhead, resources) = (parse("overhead", req.overhead)?, parse("resources", req.resources)?);
+        let service = self.service.clone();
+        rpc("UpdatePodSandboxResources", async move { service.update_sandbox(&req.pod_sandbox_id, overhead, resources).await }).await?;
+        Ok(Response::new(api::UpdatePodSandboxResourcesResponse {}))
     }
 
-    // The chunked lists: clients fall back to the plain ones.
+    // The same lists, in bounded messages.
     type StreamPodSandboxesStream = Streaming<api::StreamPodSandboxesResponse>;
 
-    async fn stream_pod_sandboxes(&self, _: Request<api::StreamPodSandboxesRequest>) -> Reply<Self::StreamPodSandboxesStream> {
-        Err(later("StreamPodSandboxes"))
+    async fn stream_pod_sandboxes(&self, req: Request<api::StreamPodSandboxesRequest>) -> Reply<Self::StreamPodSandboxesStream> {
+        chunked(self.sandboxes(req.into_inner().filter), |pod_sandboxes| api::StreamPodSandboxesResponse { pod_sandboxes })
     }
 
     type StreamContainersStream = Streaming<api::StreamContainersResponse>;
 
-    async fn stream_containers(&self, _: Request<api::StreamContainersRequest>) -> Reply<Self::StreamContainersStream> {
-        Err(later("StreamContainers"))
+    async fn stream_containers(&self, req: Request<api::StreamContainersRequest>) -> Reply<Self::StreamContainersStream> {
+        chunked(self.containers(req.into_inner().filter), |containers| api::StreamContainersResponse { containers })
     }
 
     type StreamContainerStatsStream = Streaming<api::StreamContainerStatsResponse>;
 
-    async fn stream_container_stats(&self, _: Request<api::StreamContainerStatsRequest>) -> Reply<Self::StreamContainerStatsStream> {
-        Err(later("StreamContainerStats"))
+    async fn stream_container_stats(&self, req: Request<api::StreamContainerStatsRequest>) -> Reply<Self::StreamContainerStatsStream> {
+        chunked(self.container_usages(req.into_inner().filter).await, |container_stats| api::StreamContainerStatsResponse { container_stats })
     }
 
     type StreamPodSandboxStatsStream = Streaming<api::StreamPodSandboxStatsResponse>;
 
-    async fn stream_pod_sandbox_stats(&self, _: Request<api::StreamPodSandboxStatsRequest>) -> Reply<Self::StreamPodSandboxStatsStream> {
-        Err(later("StreamPodSandboxStats"))
+    async fn stream_pod_sandbox_stats(&self, req: Request<api::StreamPodSandboxStatsRequest>) -> Reply<Self::StreamPodSandboxStatsStream> {
+        chunked(self.pod_usages(req.into_inner().filter).await, |pod_sandbox_stats| api::StreamPodSandboxStatsResponse { pod_sandbox_stats })
     }
 
     type StreamPodSandboxMetricsStream = Streaming<api::StreamPodSandboxMetricsResponse>;
 
     async fn stream_pod_sandbox_metrics(&self, _: Request<api::StreamPodSandboxMetricsRequest>) -> Reply<Self::StreamPodSandboxMetricsStream> {
-        Err(later("StreamPodSandboxMetrics"))
+        chunked(self.pod_metrics().await, |pod_sandbox_metrics| api::StreamPodSandboxMetricsResponse { pod_sandbox_metrics })
     }
 }
 

@@ -240,7 +240,13 @@ fn value(n: u64) -> Option<api::UInt64Value> {
 }
 
 fn psi(psi: Option<&crate::cgroup::Pressure>) -> Option<api::PsiStats> {
-    let line = |line: &crate::cgroup::PressureShare| api::PsiData { total: line.total_us, avg10: line.avg10, avg60: line.avg60, avg300: line.avg300 };
+    // The kernel counts microseconds, the CRI nanoseconds.
+    let line = |line: &crate::cgroup::PressureShare| api::PsiData {
+        total: line.total_us.saturating_mul(1000),
+        avg10: line.avg10,
+        avg60: line.avg60,
+        avg300: line.avg300,
+    };
     psi.map(|psi| api::PsiStats { full: Some(line(&psi.full)), some: Some(line(&psi.some)) })
 }
 
@@ -284,7 +290,7 @@ pub fn container_stats(from: &ContainerUsage) -> api::ContainerStats {
         memory: usage.map(memory),
         writable_layer: from.layer.as_ref().map(|layer| api::FilesystemUsage {
             timestamp: layer.at as i64,
-            fs_id: Some(api::FilesystemIdentifier { mountpoint: layer.mountpoint.clone() }),
+            fs_id: Some(api::FilesystemIdentifier { mountpoint: layer.filesystem.mountpoint.clone() }),
             used_bytes: value(layer.bytes),
             inodes_used: value(layer.inodes),
         }),
@@ -323,7 +329,7 @@ pub fn sandbox_stats(from: &PodUsage) -> api::PodSandboxStats {
                 default_interface: from.network.iter().find(|net| net.name == "eth0").map(interface),
                 interfaces: from.network.iter().filter(|net| net.name != "eth0").map(interface).collect(),
             }),
-            process: from.processes.map(|count| api::ProcessUsage { timestamp: from.at as i64, process_count: value(count) }),
+            process: usage.map(|usage| api::ProcessUsage { timestamp: from.at as i64, process_count: value(usage.processes) }),
             containers: from.containers.iter().map(container_stats).collect(),
             io: usage.and_then(|usage| Some(api::IoUsage { timestamp: usage.at as i64, psi: psi(Some(usage.io_psi.as_ref()?)) })),
         }),

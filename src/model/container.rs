@@ -94,6 +94,41 @@ pub struct Resources {
     pub unified: BTreeMap<String, String>,
 }
 
+impl Resources {
+    /// These with the limits that `update` names: not 0 and not empty. Of huge pages and cgroup v2 files, each by its key.
+    pub fn updated(&self, update: &Self) -> Self {
+        let number = |old: i64, new: i64| if new == 0 { old } else { new };
+        let text = |old: &String, new: &String| if new.is_empty() { old.clone() } else { new.clone() };
+        let mut hugepages: BTreeMap<String, u64> = self.hugepages.iter().cloned().collect();
+        hugepages.extend(update.hugepages.iter().cloned());
+        let mut unified = self.unified.clone();
+        unified.extend(update.unified.clone());
+        Self {
+            cpu_period: number(self.cpu_period, update.cpu_period),
+            cpu_quota: number(self.cpu_quota, update.cpu_quota),
+            cpu_shares: number(self.cpu_shares, update.cpu_shares),
+            memory_limit: number(self.memory_limit, update.memory_limit),
+            memory_swap: number(self.memory_swap, update.memory_swap),
+            oom_score_adj: number(self.oom_score_adj, update.oom_score_adj),
+            cpuset_cpus: text(&self.cpuset_cpus, &update.cpuset_cpus),
+            cpuset_mems: text(&self.cpuset_mems, &update.cpuset_mems),
+            hugepages: hugepages.into_iter().collect(),
+            unified,
+        }
+    }
+
+    /// Memory and swap together can't be less than memory alone, nor limited where memory isn't. The value of `memory_swap`
+    /// that is wrong, and why.
+    pub fn check_memory(&self) -> Result<(), (i64, &'static str)> {
+        match (self.memory_limit, self.memory_swap) {
+            (_, 0 | -1) => Ok(()),
+            (0 | -1, swap) => Err((swap, "limits memory and swap together, but the memory has no limit of its own")),
+            (memory, swap) if swap < memory => Err((swap, "is of memory and swap together, and less than the limit of memory alone")),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// A seccomp or AppArmor profile.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub enum SecurityProfile {

@@ -33,6 +33,8 @@ pub enum Op {
     Stop,
     /// ReopenContainerLog.
     ReopenLog,
+    /// UpdateContainerResources.
+    Update,
     /// RemoveContainer.
     Remove,
 }
@@ -67,10 +69,12 @@ pub fn admit(phase: Phase, op: Op) -> Result<Admit, Refused> {
     match (op, phase) {
         (Op::Start, Phase::Created)
         | (Op::Exec | Op::ReopenLog, Phase::Running)
-        | (Op::Stop, Phase::Created | Phase::Running)
+        | (Op::Stop | Op::Update, Phase::Created | Phase::Running)
         | (Op::Remove, Phase::Created | Phase::Running | Phase::Exited) => Ok(Admit::Do),
         (Op::Stop, Phase::Exited) => Ok(Admit::AlreadyDone),
-        (Op::Start, Phase::Running | Phase::Exited) | (Op::Exec | Op::ReopenLog, Phase::Created | Phase::Exited) => Err(Refused { op, phase }),
+        (Op::Start, Phase::Running | Phase::Exited) | (Op::Exec | Op::ReopenLog, Phase::Created | Phase::Exited) | (Op::Update, Phase::Exited) => {
+            Err(Refused { op, phase })
+        }
     }
 }
 
@@ -88,6 +92,7 @@ mod tests {
         check(Op::Start, [Some(Do), None, None]);
         check(Op::Exec, [None, Some(Do), None]);
         check(Op::ReopenLog, [None, Some(Do), None]);
+        check(Op::Update, [Some(Do), Some(Do), None]);
         check(Op::Stop, [Some(Do), Some(Do), Some(AlreadyDone)]);
         check(Op::Remove, [Some(Do); 3]);
     }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::container::Resources;
 use super::sysctl::{self, Holder, SysctlError};
 use crate::plan;
 
@@ -193,6 +194,12 @@ pub struct SandboxSpec {
     pub privileged: bool,
     /// The handler asked for; empty: the default one.
     pub runtime_handler: String,
+    /// What the pod takes beside its containers. Kept and shown; the pod's control group is kubelet's.
+    #[serde(default)]
+    pub overhead: Option<Resources>,
+    /// The sum over its containers, likewise.
+    #[serde(default)]
+    pub resources: Option<Resources>,
 }
 
 /// Why a sandbox can't be.

@@ -90,7 +90,7 @@ impl Service {
         journal.enter("directory", Undo::RemoveDir(state_dir.clone())).map_err(ServiceError::Store)?;
         make_dir(&state_dir).map_err(ServiceError::Store)?;
         let exit_file = preallocate(&self.state.exit_file(id))?;
-        crate::store::replace(&state_dir.join(PLAN), &crate::wire::encode(&plan), 0o600).map_err(ServiceError::Store)?;
+        self.put_plan(id, &plan)?;
         journal.enter("writable layer", Undo::RemoveDir(layer_dir.clone())).map_err(ServiceError::Store)?;
         let own_volumes = volumes::own(&plan);
         let pod_spec = pod.clone();
@@ -138,6 +138,7 @@ impl Service {
             stop_signal,
             started_at: None,
             exit: None,
+            updating: None,
         };
         // From here on the container exists: recovery takes the record, not the journal.
         self.state.put_container(&record).map_err(ServiceError::Store)?;
@@ -164,6 +165,7 @@ impl Service {
                 kind: Kind::InvalidArgument,
             });
         }
+        self.check_resources(&spec.resources)?;
         let defaults = ImageDefaults {
             name: spec.image.clone(),
             user: image.config.user.clone(),
@@ -325,6 +327,11 @@ impl Service {
     /// The directory of a container's writable layer.
     pub(super) fn layer_dir(&self, id: &ContainerId) -> PathBuf {
         self.config.root.join("containers").join(id.as_str())
+    }
+
+    /// Keeps what a container is made with.
+    pub(super) fn put_plan(&self, id: &ContainerId, plan: &ContainerPlan) -> Result<(), ServiceError> {
+        crate::store::replace(&self.state.container(id).join(PLAN), &crate::wire::encode(plan), 0o600).map_err(ServiceError::Store)
     }
 
     /// What a container was made with.

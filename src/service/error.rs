@@ -147,6 +147,12 @@ pub enum ServiceError {
         /// The cause.
         source: CgroupError,
     },
+    /// Figures that don't come.
+    #[error("the figures of control group {path} can't be read in time")]
+    SlowFigures {
+        /// The group.
+        path: String,
+    },
     /// A file on the host can't be used.
     #[error("cannot {what} {path}")]
     Host {
@@ -249,7 +255,7 @@ impl Kinded for ServiceError {
             ServiceError::TooMany { .. } => Kind::ResourceExhausted,
             ServiceError::Detached(source) => source.kind(),
             ServiceError::Dial { source, .. } => source.kind(),
-            ServiceError::ExecTimeout { .. } => Kind::DeadlineExceeded,
+            ServiceError::ExecTimeout { .. } | ServiceError::SlowFigures { .. } => Kind::DeadlineExceeded,
             ServiceError::NotUndone { source, .. } => source.kind(),
             ServiceError::Host { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => Kind::NotFound,

@@ -1,5 +1,6 @@
 //! Events: what monitors tell us, taken in one task; and what we tell subscribers.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use tokio::sync::{broadcast, mpsc};
@@ -44,28 +45,35 @@ impl Service {
         self.events.subscribe()
     }
 
+    /// A subscriber was too slow for so many events.
+    pub fn events_lost(&self, n: u64) {
+        let all = self.lost.fetch_add(n, Ordering::Relaxed) + n;
+        tracing::warn!(lost = n, all, "a subscriber of events is too slow");
+    }
+
+    /// How many events all subscribers together were too slow for.
+    pub fn n_events_lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
     pub(super) fn publish(&self, container: &Container, kind: EventKind) {
         let record = container.record();
-        self.send(record.id.to_string(), &record.sandbox, kind);
+        let sandbox = self.find_sandbox(record.sandbox.as_str()).ok().map(|sandbox| sandbox.record());
+        self.send(record.id.to_string(), &record.sandbox, sandbox, kind);
     }
 
+    /// Of the sandbox itself, which may be removed already: kubelet passes over an event that doesn't say of which pod it is.
     pub(super) fn publish_sandbox(&self, sandbox: &Sandbox, kind: EventKind) {
-        let id = sandbox.record().id.clone();
-        self.send(id.to_string(), &id, kind);
+        let record = sandbox.record();
+        self.send(record.id.to_string(), &record.id.clone(), Some(record), kind);
     }
 
-    fn send(&self, id: String, sandbox: &SandboxId, kind: EventKind) {
+    fn send(&self, id: String, pod: &SandboxId, sandbox: Option<Arc<SandboxRecord>>, kind: EventKind) {
         if self.events.receiver_count() == 0 {
             return;
         }
-        let event = ContainerEvent {
-            id,
-            kind,
-            at: now(),
-            sandbox: self.find_sandbox(sandbox.as_str()).ok().map(|sandbox| sandbox.record()),
-            containers: self.containers_of(sandbox).iter().map(|container| container.record()).collect(),
-        };
-        let _ = self.events.send(event);
+        let containers = self.containers_of(pod).iter().map(|container| container.record()).collect();
+        let _ = self.events.send(ContainerEvent { id, kind, at: now(), sandbox, containers });
     }
 
     /// Takes what monitors say until the daemon ends.

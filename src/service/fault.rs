@@ -1,4 +1,5 @@
-//! Points at which a test can have the daemon killed: before a monitor call, when it is sent, when it is answered.
+//! Points at which a test can have the daemon killed: before a monitor call, when it is sent, when it is answered; and
+//! when UpdateContainerResources, which calls no monitor, is on record, and when it is applied.
 //!
 //! `COPEPOD_FAULT=sent:CreateContainer` in the daemon's environment kills it with SIGKILL at that point; `…:2` at the
 //! second time. Without the variable a point costs one comparison.

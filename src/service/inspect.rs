@@ -110,7 +110,7 @@ impl Service {
             ),
             // What registries.conf said before is in force.
             ("registries", json!({ "problem": self.images.problem() })),
-            ("counts", json!({ "sandboxes": self.sandboxes().len(), "containers": self.containers().len() })),
+            ("counts", json!({ "sandboxes": self.sandboxes().len(), "containers": self.containers().len(), "eventsLost": self.n_events_lost() })),
         ]
     }
 }

@@ -12,9 +12,12 @@ mod exec;
 pub mod fault;
 mod files;
 pub mod inspect;
+mod layer_usage;
+pub mod metrics;
 pub mod monitors;
 mod recovery;
 mod remove;
+mod resources;
 mod sandbox;
 mod seccomp;
 pub mod session;
@@ -23,10 +26,11 @@ mod undo;
 mod volumes;
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 
 pub use error::ServiceError;
 pub use events::{ContainerEvent, EventKind};
@@ -53,6 +57,10 @@ pub struct Sandbox {
     op: tokio::sync::Mutex<()>,
     /// Serialises writes of the record.
     write: Mutex<()>,
+    /// What stats remember of its control group between two calls.
+    samples: Mutex<stats::Samples>,
+    /// Held while its control group is read.
+    reading: Arc<Semaphore>,
 }
 
 /// A container in memory.
@@ -69,6 +77,10 @@ pub struct Container {
     _leases: Vec<LayerLease>,
     /// What stats remember between two calls.
     samples: Mutex<stats::Samples>,
+    /// Held while its control group is read.
+    reading: Arc<Semaphore>,
+    /// What its writable layer uses.
+    layer: Arc<layer_usage::Layer>,
 }
 
 /// The service. One per daemon, shared.
@@ -88,6 +100,8 @@ pub struct Service {
     /// Name to the id of who has it.
     names: Mutex<HashMap<String, String>>,
     events: broadcast::Sender<ContainerEvent>,
+    /// Events that subscribers were too slow for.
+    lost: AtomicU64,
     from_monitors: mpsc::UnboundedSender<monitors::Event>,
     execs: Mutex<HashMap<String, exec::Waiter>>,
     filters: seccomp::Filters,
@@ -95,6 +109,7 @@ pub struct Service {
     default_capabilities: u64,
     available_capabilities: u64,
     restrict_oom_score_adj: bool,
+    walker: layer_usage::Walker,
     _lock: store::Lock,
 }
 
@@ -105,6 +120,8 @@ impl Sandbox {
             monitor: ArcSwapOption::from_pointee(monitor),
             op: tokio::sync::Mutex::new(()),
             write: Mutex::new(()),
+            samples: Mutex::default(),
+            reading: Arc::new(Semaphore::new(1)),
         })
     }
 
@@ -139,6 +156,8 @@ impl Container {
             sessions: session::Limits::new(&config.runtime),
             _leases: leases,
             samples: Mutex::default(),
+            reading: Arc::new(Semaphore::new(1)),
+            layer: Arc::default(),
         })
     }
 

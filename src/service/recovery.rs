@@ -9,7 +9,7 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::container::rlimits;
 use super::sandbox::blocking;
-use super::{Container, EVENT_QUEUE, Sandbox, Service, ServiceError, monitors, now, seccomp};
+use super::{Container, EVENT_QUEUE, Sandbox, Service, ServiceError, layer_usage, monitors, now, seccomp};
 use crate::cgroup::Hierarchy;
 use crate::config::Config;
 use crate::errchain::Chain;
@@ -39,7 +39,9 @@ impl Service {
         // Nothing beyond the daemon's own can be given to a container.
         let available_capabilities = crate::sys::creds::bounding();
         let may_raise = available_capabilities & capability::parse("SYS_RESOURCE").unwrap_or(0) != 0;
+        let walker = layer_usage::Walker::start(config.root.clone());
         let service = Arc::new(Self {
+            walker: walker.map_err(|source| ServiceError::Host { what: "start a thread for", path: config.root.clone(), source })?,
             program: monitors::Program { path: monitor_path(&config)?, cgroup: config.monitor.cgroup.clone(), deadline: config.monitor.timeout.0 },
             default_capabilities: config.runtime.default_capabilities.iter().filter_map(|name| capability::parse(name)).fold(0, |a, b| a | b),
             restrict_oom_score_adj: config.runtime.restrict_oom_score_adj && !may_raise,
@@ -54,6 +56,7 @@ impl Service {
             containers: RwLock::default(),
             names: Mutex::default(),
             events,
+            lost: Default::default(),
             from_monitors,
             execs: Mutex::default(),
             filters: seccomp::Filters::new(),
@@ -120,6 +123,9 @@ impl Service {
                 Ok((monitor, snapshot)) => {
                     sandbox.monitor.store(Some(Arc::new(monitor)));
                     self.reconcile(&sandbox, &snapshot);
+                    for container in self.containers_of(&id) {
+                        self.resume_update(&container).await;
+                    }
                     return Ok(());
                 }
                 Err(error) => tracing::error!(sandbox = %id, error = %Chain(&error), "monitor can't be reached"),

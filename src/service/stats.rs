@@ -1,19 +1,28 @@
-//! Resource usage of containers and pods.
+//! Resource usage of containers and pods. A reading waits for no operation and for no other container's.
 
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+pub use super::layer_usage::LayerUsage;
 use super::sandbox::blocking;
 use super::{Container, Sandbox, Service, ServiceError, now};
-use crate::cgroup::{Cgroup, Pressure};
+use crate::cgroup::{Cgroup, Pressure, Stats};
 use crate::errchain::{Chain, Kind, Kinded};
 use crate::model::lifecycle::Phase;
-use crate::net::stats::{Interface, interfaces};
+use crate::net::stats::{Interface, interfaces_of};
 use crate::store::record::{ContainerRecord, SandboxRecord};
 
-/// A writable layer's size is measured again only after this many nanoseconds.
-const LAYER_AGE: u64 = 30_000_000_000;
+/// How long one reading may take; all of it is in memory.
+const READ: Duration = Duration::from_secs(2);
+/// How long a call waits for the first figure of a writable layer.
+const FIRST_LAYER: Duration = Duration::from_millis(300);
+/// Readings at once.
+const AT_ONCE: usize = 8;
 /// Two samples closer than this say nothing about the load between them.
 const MIN_WINDOW: u64 = 100_000_000;
 
@@ -42,7 +51,7 @@ pub struct Usage {
     pub swap: u64,
     /// Bytes; `None`: no limit or unknown.
     pub swap_available: Option<u64>,
-    /// Processes and threads.
+    /// Processes.
     pub processes: u64,
     /// PSI, on cgroup v2.
     pub cpu_psi: Option<Pressure>,
@@ -50,19 +59,6 @@ pub struct Usage {
     pub memory_psi: Option<Pressure>,
     /// PSI, on cgroup v2.
     pub io_psi: Option<Pressure>,
-}
-
-/// The size of a writable layer.
-#[derive(Debug, Clone)]
-pub struct LayerUsage {
-    /// Nanoseconds since the epoch.
-    pub at: u64,
-    /// Where the filesystem is known by.
-    pub mountpoint: String,
-    /// Bytes.
-    pub bytes: u64,
-    /// Files.
-    pub inodes: u64,
 }
 
 /// A container's usage. Without `usage` it doesn't run.
@@ -83,23 +79,26 @@ pub struct PodUsage {
     pub record: Arc<SandboxRecord>,
     /// Nanoseconds since the epoch.
     pub at: u64,
-    /// The sum over its containers.
+    /// Of its control group; where several pods have the same, the sum over its containers.
     pub usage: Option<Usage>,
-    /// Processes and threads.
-    pub processes: Option<u64>,
     /// Its interfaces, `lo` left out.
     pub network: Vec<Interface>,
     /// Its containers that run.
     pub containers: Vec<ContainerUsage>,
 }
 
-/// What is remembered of a container between two calls.
+/// What is remembered of a control group between two calls.
 #[derive(Debug, Default)]
 pub struct Samples {
     /// Time and CPU time of the last sample.
     cpu: Option<(u64, u64)>,
     nano_cores: Option<u64>,
-    layer: Option<LayerUsage>,
+    /// The last CPU time read, and what was read of control groups before this one.
+    last_ns: u64,
+    before_ns: u64,
+    /// The most that was seen, where the kernel doesn't say.
+    peak_memory: u64,
+    peak_hugepages: HashMap<String, u64>,
 }
 
 impl Samples {
@@ -116,14 +115,114 @@ impl Samples {
         self.cpu = Some((at, cpu_ns));
         self.nano_cores
     }
+
+    /// CPU time that never falls: a pod's control group goes with its last container and comes back empty with the next,
+    /// and a sum is less by a container that was removed.
+    fn grown(&mut self, cpu_ns: u64) -> u64 {
+        if cpu_ns < self.last_ns {
+            self.before_ns += self.last_ns;
+        }
+        self.last_ns = cpu_ns;
+        self.before_ns + cpu_ns
+    }
+
+    /// Fills in the peaks that the kernel doesn't keep.
+    fn peaks(&mut self, stats: &mut Stats) {
+        if let Some(memory) = &mut stats.memory {
+            self.peak_memory = self.peak_memory.max(memory.usage);
+            memory.peak = memory.peak.or(Some(self.peak_memory));
+        }
+        for pages in &mut stats.hugepages {
+            let peak = self.peak_hugepages.entry(pages.size.clone()).or_default();
+            *peak = pages.usage.max(*peak);
+            pages.peak = pages.peak.or(Some(*peak));
+        }
+    }
 }
 
 impl Service {
     /// A container's usage now.
     pub async fn container_usage(self: &Arc<Self>, container: &Arc<Container>) -> Result<ContainerUsage, ServiceError> {
+        let until = self.ask_layers(std::slice::from_ref(container));
+        self.usage_of(container, until).await
+    }
+
+    /// The usage of many containers, in their order. One that can't be read, or not in time, is there without figures.
+    pub async fn container_usages(self: &Arc<Self>, containers: Vec<Arc<Container>>) -> Vec<ContainerUsage> {
+        let until = self.ask_layers(&containers);
+        self.gather(containers, move |service, container| async move { service.usage_or_none(&container, until).await }).await
+    }
+
+    /// A pod's usage now: of its control group, its interfaces, its containers.
+    pub async fn pod_usage(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> PodUsage {
+        let network = self.networks_of(std::slice::from_ref(sandbox)).await.pop().unwrap_or_default();
+        let until = self.ask_layers(&self.containers_of(&sandbox.record().id));
+        self.pod_usage_with(sandbox, network, until).await
+    }
+
+    /// The usage of many pods, in their order. What can't be read, or not in time, is left out.
+    pub async fn pod_usages(self: &Arc<Self>, sandboxes: Vec<Arc<Sandbox>>) -> Vec<PodUsage> {
+        let networks = self.networks_of(&sandboxes).await;
+        let containers: Vec<_> = sandboxes.iter().flat_map(|sandbox| self.containers_of(&sandbox.record().id)).collect();
+        let until = self.ask_layers(&containers);
+        self.gather(sandboxes.into_iter().zip(networks).collect(), move |service, (sandbox, network)| async move {
+            service.pod_usage_with(&sandbox, network, until).await
+        })
+        .await
+    }
+
+    async fn pod_usage_with(self: &Arc<Self>, sandbox: &Arc<Sandbox>, network: Vec<Interface>, until: Instant) -> PodUsage {
+        let record = sandbox.record();
+        let mut containers = Vec::new();
+        for container in self.containers_of(&record.id) {
+            if container.record().phase() == Phase::Running {
+                containers.push(self.usage_or_none(&container, until).await);
+            }
+        }
+        let running: Vec<_> = containers.iter().filter_map(|container| container.usage.clone()).collect();
+        let mut usage = match record.ready() {
+            true => Some(self.parent_usage(sandbox, &record).await.unwrap_or_else(|| sum(&running))),
+            false => None,
+        };
+        if let Some(usage) = &mut usage {
+            let mut samples = sandbox.samples.lock().unwrap_or_else(PoisonError::into_inner);
+            usage.cpu_ns = samples.grown(usage.cpu_ns);
+            // Kubelet's control group has a past, with the pod's earlier sandbox; ours begins with this one.
+            if samples.cpu.is_none() && record.cgroup_parent_ours {
+                samples.cpu = Some((record.created_at, 0));
+            }
+            usage.nano_cores = samples.load(usage.at, usage.cpu_ns);
+        }
+        PodUsage { record, at: now(), usage, network, containers }
+    }
+
+    /// Of the pod's own control group. `None`: there is none yet, it can't be read, or it is not this pod's alone.
+    async fn parent_usage(self: &Arc<Self>, sandbox: &Arc<Sandbox>, record: &SandboxRecord) -> Option<Usage> {
+        let shares = |other: &SandboxRecord| other.id != record.id && other.ready() && other.cgroup_parent == record.cgroup_parent;
+        if self.sandboxes().iter().any(|other| shares(&other.record())) {
+            return None;
+        }
+        let read = self.read(&sandbox.reading, &record.cgroup_parent, |_| ()).await;
+        let (stats, ()) = read.inspect_err(|error| tracing::debug!(sandbox = %record.id, error = %Chain(error), "usage can't be read")).ok()??;
+        Some(usage(&stats))
+    }
+
+    async fn usage_or_none(self: &Arc<Self>, container: &Arc<Container>, until: Instant) -> ContainerUsage {
+        match self.usage_of(container, until).await {
+            Ok(usage) => usage,
+            Err(error) => {
+                let record = container.record();
+                tracing::debug!(container = %record.id, error = %Chain(&error), "usage can't be read");
+                ContainerUsage { record, usage: None, layer: container.layer.known(until).await }
+            }
+        }
+    }
+
+    async fn usage_of(self: &Arc<Self>, container: &Arc<Container>, until: Instant) -> Result<ContainerUsage, ServiceError> {
         let record = container.record();
-        let usage = if record.phase() == Phase::Running { self.cgroup_usage(&record.cgroup).await? } else { None };
-        let usage = usage.map(|mut usage| {
+        let stats = if record.phase() == Phase::Running { self.read_group(container, |_| ()).await? } else { None };
+        let usage = stats.map(|(stats, ())| {
+            let mut usage = usage(&stats);
             let mut samples = container.samples.lock().unwrap_or_else(PoisonError::into_inner);
             // Before the first call: nothing was used at the start.
             if samples.cpu.is_none() {
@@ -132,101 +231,123 @@ impl Service {
             usage.nano_cores = samples.load(usage.at, usage.cpu_ns);
             usage
         });
-        let layer = self.layer_usage(container, &record).await?;
-        Ok(ContainerUsage { record, usage, layer })
+        Ok(ContainerUsage { record, usage, layer: container.layer.known(until).await })
     }
 
-    /// A pod's usage now: the sum over its containers, its interfaces, its containers.
-    pub async fn pod_usage(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<PodUsage, ServiceError> {
-        let record = sandbox.record();
-        let mut containers = Vec::new();
-        for container in self.containers_of(&record.id) {
-            if container.record().phase() == Phase::Running {
-                containers.push(self.container_usage(&container).await?);
-            }
+    /// Has the layers measured that are due. Gives the time until which a first figure is worth waiting for.
+    pub(super) fn ask_layers(&self, containers: &[Arc<Container>]) -> Instant {
+        for container in containers {
+            // With the volumes that its image defines, which are beside the layer.
+            self.walker.ask(&container.layer, || self.layer_dir(&container.record().id));
         }
-        let network = match (&record.netns, record.ready()) {
-            (Some(path), true) => {
-                let read = interfaces(path.clone()).await;
-                read.inspect_err(|error| tracing::debug!(sandbox = %record.id, error = %Chain(error), "interfaces can't be read")).unwrap_or_default()
-            }
-            _ => Vec::new(),
-        };
-        let running: Vec<_> = containers.iter().filter_map(|container| container.usage.clone()).collect();
-        let usage = record.ready().then(|| sum(&running));
-        let processes = usage.as_ref().map(|usage| usage.processes);
-        let network = network.into_iter().filter(|interface| interface.name != "lo").collect();
-        Ok(PodUsage { record, at: now(), usage, processes, network, containers })
+        Instant::now() + FIRST_LAYER
     }
 
-    /// `None`: the control group is gone, the container is about to be reported as exited.
-    async fn cgroup_usage(&self, path: &str) -> Result<Option<Usage>, ServiceError> {
+    /// The interfaces of each sandbox, `lo` left out: none of one that isn't ready, or has the node's network.
+    pub(super) async fn networks_of(&self, sandboxes: &[Arc<Sandbox>]) -> Vec<Vec<Interface>> {
+        let records: Vec<_> = sandboxes.iter().map(|sandbox| sandbox.record()).collect();
+        let paths: Vec<Option<PathBuf>> = records.iter().map(|record| record.netns.clone().filter(|_| record.ready())).collect();
+        let asked = interfaces_of(paths.iter().flatten().cloned().collect());
+        let mut found = tokio::time::timeout(READ, asked).await.unwrap_or_default().into_iter();
+        let of = |(record, path): (&Arc<SandboxRecord>, &Option<PathBuf>)| {
+            let read = path.as_ref().and_then(|_| found.next());
+            let read =
+                read.map(|read| read.inspect_err(|error| tracing::debug!(sandbox = %record.id, error = %Chain(error), "interfaces can't be read")));
+            read.and_then(Result::ok).unwrap_or_default().into_iter().filter(|interface| interface.name != "lo").collect()
+        };
+        records.iter().zip(&paths).map(of).collect()
+    }
+
+    /// Reads a container's control group, and what `also` finds of it, on a thread that may block.
+    pub(super) async fn read_group<T: Send + 'static>(
+        &self,
+        container: &Arc<Container>,
+        also: impl FnOnce(&Stats) -> T + Send + 'static,
+    ) -> Result<Option<(Stats, T)>, ServiceError> {
+        let mut read = self.read(&container.reading, &container.record().cgroup, also).await?;
+        if let Some((stats, _)) = &mut read {
+            container.samples.lock().unwrap_or_else(PoisonError::into_inner).peaks(stats);
+        }
+        Ok(read)
+    }
+
+    /// `None`: the control group is gone, the container is about to be reported as exited. Of one whose reading hangs, one
+    /// thread at most waits, and nobody waits for it longer than [`READ`].
+    async fn read<T: Send + 'static>(
+        &self,
+        reading: &Arc<Semaphore>,
+        path: &str,
+        also: impl FnOnce(&Stats) -> T + Send + 'static,
+    ) -> Result<Option<(Stats, T)>, ServiceError> {
         let failed = |source| ServiceError::Cgroup { what: "cannot read the control group's figures", source };
+        let slow = |_| ServiceError::SlowFigures { path: path.into() };
         let cgroup = Cgroup::new(&self.hierarchy, path).map_err(failed)?;
-        let stats = match blocking(move || cgroup.stats()).await? {
-            Err(error) if error.kind() == Kind::NotFound => return Ok(None),
-            stats => stats.map_err(failed)?,
-        };
-        let (cpu, memory, swap) = (stats.cpu.unwrap_or_default(), stats.memory.unwrap_or_default(), stats.swap.unwrap_or_default());
-        Ok(Some(Usage {
-            at: now(),
-            cpu_ns: cpu.usage_ns,
-            nano_cores: None,
-            memory: memory.usage,
-            working_set: memory.working_set,
-            rss: memory.rss,
-            available: memory.available,
-            page_faults: memory.page_faults,
-            major_page_faults: memory.major_page_faults,
-            swap: swap.usage,
-            swap_available: swap.limit.map(|limit| limit.saturating_sub(swap.usage)),
-            processes: stats.pids.map_or(stats.processes, |pids| pids.current),
-            cpu_psi: stats.cpu_pressure,
-            memory_psi: stats.memory_pressure,
-            io_psi: stats.io_pressure,
-        }))
+        let deadline = Instant::now() + READ;
+        let permit = tokio::time::timeout_at(deadline, reading.clone().acquire_owned()).await.map_err(slow)?;
+        let work = blocking(move || {
+            let _permit = permit;
+            cgroup.stats().map(|stats| {
+                let found = also(&stats);
+                (stats, found)
+            })
+        });
+        match tokio::time::timeout_at(deadline, work).await.map_err(slow)?? {
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            read => read.map(Some).map_err(failed),
+        }
     }
 
-    async fn layer_usage(&self, container: &Arc<Container>, record: &ContainerRecord) -> Result<Option<LayerUsage>, ServiceError> {
-        let at = now();
-        let known = container.samples.lock().unwrap_or_else(PoisonError::into_inner).layer.clone();
-        if let Some(known) = known.filter(|known| at.saturating_sub(known.at) < LAYER_AGE) {
-            return Ok(Some(known));
+    /// Asks for each item, a few at a time, and gives the answers in the items' order.
+    pub(super) async fn gather<T, R, F>(self: &Arc<Self>, items: Vec<T>, ask: impl Fn(Arc<Self>, T) -> F) -> Vec<R>
+    where
+        R: Send + 'static,
+        F: Future<Output = R> + Send + 'static,
+    {
+        let slots = Arc::new(Semaphore::new(AT_ONCE));
+        let asked: Vec<_> = items
+            .into_iter()
+            .map(|item| {
+                let (slots, answer) = (slots.clone(), ask(self.clone(), item));
+                tokio::spawn(async move {
+                    let _slot = slots.acquire_owned().await;
+                    answer.await
+                })
+            })
+            .collect();
+        let mut answers = Vec::with_capacity(asked.len());
+        for answer in asked {
+            answers.extend(answer.await.ok());
         }
-        let dir = self.layer_dir(&record.id).join("upper");
-        let (bytes, inodes) = blocking(move || tree_size(&dir)).await?;
-        let mountpoint = self.config.root.to_string_lossy().into_owned();
-        let layer = LayerUsage { at, mountpoint, bytes, inodes };
-        container.samples.lock().unwrap_or_else(PoisonError::into_inner).layer = Some(layer.clone());
-        Ok(Some(layer))
+        answers
     }
 }
 
-/// Bytes and inodes below a directory; links are not followed, what vanishes meanwhile does not count.
-fn tree_size(dir: &Path) -> (u64, u64) {
-    let (mut bytes, mut inodes) = (0, 0);
-    let mut open = vec![dir.to_path_buf()];
-    while let Some(dir) = open.pop() {
-        let Ok(entries) = std::fs::read_dir(&dir) else { continue };
-        inodes += 1;
-        for entry in entries.flatten() {
-            let Ok(meta) = entry.metadata() else { continue };
-            bytes += meta.blocks() * 512;
-            if meta.is_dir() {
-                open.push(entry.path());
-            } else {
-                inodes += 1;
-            }
-        }
+/// A reading, in the terms of the CRI.
+fn usage(stats: &Stats) -> Usage {
+    let (cpu, memory, swap) = (stats.cpu.unwrap_or_default(), stats.memory.unwrap_or_default(), stats.swap.unwrap_or_default());
+    Usage {
+        at: now(),
+        cpu_ns: cpu.usage_ns,
+        nano_cores: None,
+        memory: memory.usage,
+        working_set: memory.working_set,
+        rss: memory.rss,
+        available: memory.available,
+        page_faults: memory.page_faults,
+        major_page_faults: memory.major_page_faults,
+        swap: swap.usage,
+        swap_available: swap.limit.map(|limit| limit.saturating_sub(swap.usage)),
+        processes: stats.processes.len() as u64,
+        cpu_psi: stats.cpu_pressure,
+        memory_psi: stats.memory_pressure,
+        io_psi: stats.io_pressure,
     }
-    (bytes, inodes)
 }
 
 fn sum(parts: &[Usage]) -> Usage {
-    let mut total = Usage { at: now(), nano_cores: Some(0), available: None, ..Usage::default() };
+    let mut total = Usage { at: now(), ..Usage::default() };
     for part in parts {
         total.cpu_ns += part.cpu_ns;
-        total.nano_cores = total.nano_cores.map(|sum| sum + part.nano_cores.unwrap_or(0));
         total.memory += part.memory;
         total.working_set += part.working_set;
         total.rss += part.rss;
@@ -241,6 +362,7 @@ fn sum(parts: &[Usage]) -> Usage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroup::{HugepageStats, MemoryStats};
 
     #[test]
     fn load_is_the_mean_between_two_samples() {
@@ -251,13 +373,28 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_is_measured_without_following_links() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("d")).unwrap();
-        std::fs::write(dir.path().join("d/f"), [1; 5000]).unwrap();
-        std::os::unix::fs::symlink("/", dir.path().join("l")).unwrap();
-        let (bytes, inodes) = tree_size(dir.path());
-        assert_eq!(inodes, 4);
-        assert!(bytes >= 5000);
+    fn a_pods_counter_never_falls() {
+        let mut samples = Samples::default();
+        for (read, want) in [(5, 5), (9, 9), (0, 9), (3, 12), (3, 12), (1, 13), (4, 16)] {
+            assert_eq!(samples.grown(read), want, "{read}");
+        }
+    }
+
+    #[test]
+    fn peaks_are_kept_where_the_kernel_does_not() {
+        let reading = |usage, peak| {
+            let pages = HugepageStats { size: "2MB".into(), usage, ..HugepageStats::default() };
+            let memory = MemoryStats { usage, peak, ..MemoryStats::default() };
+            let (swap, pids, cpu, at) = (None, None, None, std::time::SystemTime::UNIX_EPOCH);
+            let (processes, hugepages, io) = (Vec::new(), vec![pages], Vec::new());
+            let (cpu_pressure, memory_pressure, io_pressure) = (None, None, None);
+            Stats { at, cpu, memory: Some(memory), swap, pids, processes, hugepages, io, cpu_pressure, memory_pressure, io_pressure }
+        };
+        let mut samples = Samples::default();
+        for (usage, peak, want) in [(5, None, (5, 5)), (9, None, (9, 9)), (2, None, (9, 9)), (2, Some(20), (20, 9))] {
+            let mut stats = reading(usage, peak);
+            samples.peaks(&mut stats);
+            assert_eq!((stats.memory.unwrap().peak, stats.hugepages[0].peak), (Some(want.0), Some(want.1)));
+        }
     }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{StoreError, make_dir, remove_all, replace};
 use crate::ids::{ContainerId, SandboxId};
-use crate::model::container::ContainerSpec;
+use crate::model::container::{ContainerSpec, Resources};
 use crate::model::lifecycle::Phase;
 use crate::model::sandbox::SandboxSpec;
 
@@ -104,6 +104,9 @@ pub struct ContainerRecord {
     pub started_at: Option<u64>,
     /// How it ended.
     pub exit: Option<Exit>,
+    /// An update of its limits that isn't done yet.
+    #[serde(default)]
+    pub updating: Option<Resources>,
 }
 
 impl SandboxRecord {

@@ -9,12 +9,16 @@ mod node;
 mod root;
 
 mod devices;
+mod events;
 mod images;
 mod inspect;
 mod mounts;
 mod observe;
 mod process;
+mod resources;
 mod security;
+mod stats;
+mod update;
 mod volumes;
 
 use std::process::ExitCode;
@@ -22,8 +26,19 @@ use std::process::ExitCode;
 use node::{BUSYBOX, Node};
 
 /// The parts.
-const PARTS: &[&[harness::Test<Node>]] =
-    &[devices::TESTS, images::TESTS, inspect::TESTS, mounts::TESTS, process::TESTS, security::TESTS, volumes::TESTS];
+const PARTS: &[&[harness::Test<Node>]] = &[
+    devices::TESTS,
+    events::TESTS,
+    images::TESTS,
+    inspect::TESTS,
+    mounts::TESTS,
+    process::TESTS,
+    resources::TESTS,
+    security::TESTS,
+    stats::TESTS,
+    update::TESTS,
+    volumes::TESTS,
+];
 
 fn main() -> ExitCode {
     let tests = PARTS.concat();

@@ -12,6 +12,7 @@ use std::path::{Component, PathBuf};
 
 pub use container::container;
 pub use image::{credentials, image, pull_namespace};
+pub use resources::{pod_resources, update};
 pub use sandbox::sandbox;
 
 use crate::errchain::{Kind, Remote};

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::resources::pod_resources;
 use super::{absolute, bad, clean, labels, later, missing, name};
 use crate::api;
 use crate::errchain::Remote;
@@ -78,6 +79,8 @@ pub fn sandbox(config: Option<api::PodSandboxConfig>, runtime_handler: String) -
         sysctls: linux.sysctls.into_iter().collect(),
         privileged: security.privileged,
         runtime_handler,
+        overhead: pod_resources("config.linux.overhead", linux.overhead)?,
+        resources: pod_resources("config.linux.resources", linux.resources)?,
     })
 }
 

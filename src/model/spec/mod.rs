@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 pub use process::capabilities;
+pub use resources::{limits, update};
 
 use super::container::{ContainerSpec, SecurityProfile};
 use super::sandbox::SandboxSpec;
@@ -142,7 +143,7 @@ pub fn plan(spec: &ContainerSpec, pod: &SandboxSpec, image: &ImageDefaults, arou
         rootfs_readonly: security.readonly_rootfs,
         mounts,
         namespaces: namespaces::namespaces(spec, pod, around.cgroup_v2)?,
-        cgroup: CgroupPlan { path: around.cgroup, resources: resources::resources(spec, around.pids_limit), devices },
+        cgroup: CgroupPlan { path: around.cgroup, resources: limits(&spec.resources, around.pids_limit), devices },
         process,
         masked_paths: masked,
         readonly_paths: readonly,
