@@ -72,7 +72,8 @@ impl Node {
         fs::write(self.dir.join("registries.conf"), mirrors).unwrap();
         let conflist = format!(
             r#"{{"cniVersion": "1.0.0", "name": "test", "plugins": [{{"type": "bridge", "bridge": "cptest0", "isGateway": true,
-            "ipam": {{"type": "host-local", "dataDir": "{dir}/cni/ipam", "ranges": [[{{"subnet": "10.86.0.0/16"}}]]}}}}]}}"#
+            "ipam": {{"type": "host-local", "dataDir": "{dir}/cni/ipam", "ranges": [[{{"subnet": "10.86.0.0/16"}}]]}}}},
+            {{"type": "portmap", "capabilities": {{"portMappings": true}}}}, {{"type": "bandwidth", "capabilities": {{"bandwidth": true}}}}]}}"#
         );
         fs::write(self.dir.join("cni/conf/10-test.conflist"), conflist).unwrap();
     }

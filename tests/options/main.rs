@@ -13,6 +13,7 @@ mod events;
 mod images;
 mod inspect;
 mod mounts;
+mod network;
 mod observe;
 mod process;
 mod resources;
@@ -32,6 +33,7 @@ const PARTS: &[&[harness::Test<Node>]] = &[
     images::TESTS,
     inspect::TESTS,
     mounts::TESTS,
+    network::TESTS,
     process::TESTS,
     resources::TESTS,
     security::TESTS,

@@ -246,7 +246,7 @@ fn shared_memory(node: &mut Node) {
     assert!(memory.0.join("from-container").exists());
 
     // The host's, with its IPC namespace.
-    let name = format!("/dev/shm/copepod-test-{}", std::process::id());
+    let name = format!("/dev/shm/{}", node.dir.file_name().unwrap().to_string_lossy());
     fs::write(&name, "of the host\n").unwrap();
     let host_ipc = |pod: &mut api::PodSandboxConfig| {
         let security = pod.linux.get_or_insert_default().security_context.get_or_insert_default();
