@@ -223,7 +223,9 @@ pub fn prepare<'a>(mount: &'a Mount, plan: &ContainerPlan, from: Sources<'_>) ->
             (Content::Tree(tree), leaf)
         }
         MountKind::Volume(source) => {
-            let (tree, leaf) = bind_source(mount, &Bind { source: source.clone(), ..Bind::default() }, from)?;
+            // On disk it belongs to the ids that the container sees, as the image's layers do.
+            let bind = Bind { source: source.clone(), idmap: plan.user_namespace.clone(), ..Bind::default() };
+            let (tree, leaf) = bind_source(mount, &bind, from)?;
             (Content::Volume(tree), leaf)
         }
         MountKind::PodShm => {

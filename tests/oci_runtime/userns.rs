@@ -8,6 +8,7 @@ use copepod::plan::*;
 
 use super::driver::*;
 use super::pod::{in_pod, sandbox};
+use super::volumes::{image, volume};
 
 pub const TESTS: &[super::Test] = &[
     ("userns_root_is_somebody_else_on_the_host", root_is_somebody_else_on_the_host),
@@ -17,6 +18,7 @@ pub const TESTS: &[super::Test] = &[
     ("userns_root_can_do_nothing_to_the_host", root_can_do_nothing_to_the_host),
     ("userns_pause_and_exec", pause_and_exec),
     ("userns_binds_are_mapped", binds_are_mapped),
+    ("userns_images_and_volumes", images_and_volumes),
     ("userns_users_beyond_the_mapping", users_beyond_the_mapping),
     ("userns_limits_and_sysctls", limits_and_sysctls),
     ("userns_terminal", terminal),
@@ -236,6 +238,38 @@ fn binds_are_mapped(lab: &Lab) {
     fails(lab.run_in(&pod.fds(), plan), Kind::FailedPrecondition, "cannot map the ids of /proc/sys, whose filesystem is proc");
     let none = UserNamespace { uids: IdRange { container: 1, host: BASE, length: 5 }, gids: IdRange { container: 0, host: BASE, length: 5 } };
     fails(lab.pod(&SandboxPlan { user_namespace: Some(none), ..sandbox() }).map(|_| ()), Kind::InvalidArgument, "mapped to nothing");
+}
+
+fn images_and_volumes(lab: &Lab) {
+    let layer = lab.layer(|layer| {
+        std::fs::create_dir_all(layer.join("data/below")).unwrap();
+        for (name, owner) in [("data", 1000), ("data/below", 7), ("data/file", 0)] {
+            if name == "data/file" {
+                std::fs::write(layer.join(name), "content\n").unwrap();
+            }
+            std::os::unix::fs::chown(layer.join(name), Some(owner), Some(owner)).unwrap();
+        }
+        let mode = rustix::fs::Mode::from_raw_mode(0o666);
+        rustix::fs::mknodat(rustix::fs::CWD, layer.join("data/zero"), rustix::fs::FileType::CharacterDevice, mode, rustix::fs::makedev(1, 5))
+            .unwrap();
+    });
+    let pod = lab.pod(&sandbox_with_users()).unwrap();
+    let script = "stat -c '%u:%g' /data /data/below /data/file /image/data /image/data/file /part /part/file; cat /data/file /image/data/file /part/file; \
+                  echo x >/data/new && stat -c '%u:%g' /data/new; touch /image/x || touch /part/x || echo read-only; test -e /data/zero || echo no device; \
+                  stat -c '%u:%g' /empty; touch /empty/x && echo writable";
+    let mut plan = inside(lab, script, Namespace::Private);
+    lab.on_top(&mut plan, std::slice::from_ref(&layer));
+    plan.mounts.push(volume(lab, "volume", "/data"));
+    plan.mounts.push(volume(lab, "empty", "/empty"));
+    plan.mounts.push(image(lab, std::slice::from_ref(&layer), "", "/image"));
+    plan.mounts.push(image(lab, std::slice::from_ref(&layer), "data", "/part"));
+    let output = lab.run_in(&pod.fds(), plan).unwrap();
+    let owners = ["1000:1000", "7:7", "0:0", "1000:1000", "0:0", "1000:1000", "0:0"];
+    let rest = ["content", "content", "content", "0:0", "read-only", "no device", "0:0", "writable"];
+    assert_eq!(output.lines(), [owners.as_slice(), &rest].concat(), "{}", output.stderr);
+    // On disk a volume has the ids that the container sees, as layers have.
+    let owner = |name: &str| std::fs::symlink_metadata(lab.path("volume").join(name)).map(|meta| (meta.uid(), meta.gid())).unwrap();
+    assert_eq!([owner(""), owner("below"), owner("file"), owner("new")], [(1000, 1000), (7, 7), (0, 0), (0, 0)]);
 }
 
 fn users_beyond_the_mapping(lab: &Lab) {

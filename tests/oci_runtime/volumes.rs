@@ -18,7 +18,8 @@ pub const TESTS: &[super::Test] = &[
     ("a_missing_source_is_made", a_missing_source_is_made),
 ];
 
-fn image(lab: &Lab, lower: &[String], sub_path: &str, target: &str) -> Mount {
+/// An image of these layers.
+pub fn image(lab: &Lab, lower: &[String], sub_path: &str, target: &str) -> Mount {
     let mut lower = lower.to_vec();
     if lower.len() == 1 {
         lower.push(lab.path("pivot").to_string_lossy().into_owned());
@@ -83,7 +84,8 @@ fn a_sub_path_ends_in_its_image(lab: &Lab) {
     fails(lab.create(plan("fifo", "true")), Kind::InvalidArgument, "is neither a directory nor a regular file");
 }
 
-fn volume(lab: &Lab, name: &str, target: &str) -> Mount {
+/// A volume that the image defines.
+pub fn volume(lab: &Lab, name: &str, target: &str) -> Mount {
     std::fs::create_dir_all(lab.path(name)).unwrap();
     Mount { target: target.into(), kind: MountKind::Volume(lab.path(name)), ..Mount::default() }
 }
