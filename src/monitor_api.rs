@@ -447,6 +447,18 @@ pub mod exit_record {
     }
 }
 
+/// What `copepod-monitor --probe DIR` says about the node, one feature a line: its name and [`probe::YES`], or why not.
+pub mod probe {
+    /// The argument before the directory, which is empty and on the filesystem that layers are on.
+    pub const ARGUMENT: &str = "--probe";
+    /// The answer when the node can do it.
+    pub const YES: &str = "yes";
+    /// Mounts that are read-only with everything below them.
+    pub const RECURSIVE_READ_ONLY_MOUNTS: &str = "recursive-read-only-mounts";
+    /// Pods with a user namespace of their own.
+    pub const USER_NAMESPACES: &str = "user-namespaces";
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -255,14 +255,18 @@ impl RuntimeService for Cri {
             true => self.service.runtime_info().into_iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
             false => HashMap::new(),
         };
+        let features = self.service.features;
         Ok(Response::new(api::StatusResponse {
             status: Some(api::RuntimeStatus { conditions: vec![condition("RuntimeReady", runtime), condition("NetworkReady", network)] }),
             info,
             runtime_handlers: vec![api::RuntimeHandler {
                 name: String::new(),
-                features: Some(api::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false }),
+                features: Some(api::RuntimeHandlerFeatures {
+                    recursive_read_only_mounts: features.recursive_read_only_mounts,
+                    user_namespaces: features.user_namespaces,
+                }),
             }],
-            features: Some(api::RuntimeFeatures { supplemental_groups_policy: true, user_namespaces_host_network: false }),
+            features: Some(api::RuntimeFeatures { supplemental_groups_policy: true, user_namespaces_host_network: features.user_namespaces }),
         }))
     }
 

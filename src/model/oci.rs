@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::rlimit;
 use crate::plan::{
-    Capabilities, ContainerPlan, DeviceNode, DeviceRule, Mount, MountKind, Namespace, Process, Propagation, ResolvedUser, Resources, Rootfs,
+    Capabilities, ContainerPlan, DeviceNode, DeviceRule, IdRange, Mount, MountKind, Namespace, Process, Propagation, ResolvedUser, Resources, Rootfs,
     capability,
 };
 
@@ -27,6 +27,8 @@ pub fn config(plan: &ContainerPlan, user: &ResolvedUser, hostname: &str, netns: 
         "mounts": plan.mounts.iter().map(mount).collect::<Vec<_>>(),
         "linux": {
             "namespaces": namespaces(plan, netns),
+            "uidMappings": plan.user_namespace.iter().map(|map| mapping(&map.uids)).collect::<Vec<_>>(),
+            "gidMappings": plan.user_namespace.iter().map(|map| mapping(&map.gids)).collect::<Vec<_>>(),
             "cgroupsPath": plan.cgroup.path,
             "resources": resources(&plan.cgroup.resources, &plan.cgroup.devices),
             "devices": plan.devices.iter().map(device).collect::<Vec<_>>(),
@@ -116,7 +118,12 @@ fn namespaces(plan: &ContainerPlan, netns: Option<&Path>) -> Vec<Value> {
         Some(path) if name == "network" => json!({ "type": name, "path": path }),
         _ => json!({ "type": name }),
     });
-    own.chain([json!({ "type": "mount" })]).collect()
+    let user = plan.user_namespace.iter().map(|_| json!({ "type": "user" }));
+    own.chain([json!({ "type": "mount" })]).chain(user).collect()
+}
+
+fn mapping(range: &IdRange) -> Value {
+    json!({ "containerID": range.container, "hostID": range.host, "size": range.length })
 }
 
 fn resources(limits: &Resources, rules: &[DeviceRule]) -> Value {

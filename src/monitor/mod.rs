@@ -5,7 +5,8 @@
 //! It outlives the daemon; what happens meanwhile is recorded and told to the next one. It is not a supervisor: it decides
 //! nothing, restarts no container, and knows no CRI.
 //!
-//! Started by the daemon as `copepod-monitor --pod-dir DIR [--cgroup PATH]`, with the first connection as descriptor 0.
+//! Started by the daemon as `copepod-monitor --pod-dir DIR [--cgroup PATH]`, with the first connection as descriptor 0; and as
+//! `copepod-monitor --probe DIR` to try out what the node can do.
 
 pub mod attach;
 pub mod children;
@@ -24,15 +25,22 @@ pub mod stop;
 
 use std::fmt;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::errchain::Chain;
+use crate::monitor_api::probe;
+use crate::oci;
 
 /// The program: runs until the daemon says [`crate::monitor_api::Call::Exit`].
 pub fn main() -> ExitCode {
-    match startup::start(std::env::args_os().skip(1)) {
+    let mut args = std::env::args_os().skip(1).peekable();
+    if args.next_if(|argument| argument == probe::ARGUMENT).is_some() {
+        return try_out(args.next().as_deref().map(Path::new));
+    }
+    match startup::start(args) {
         Ok(mut pod) => {
             pod.run();
             ExitCode::SUCCESS
@@ -42,6 +50,22 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The other thing that this program does: tries out what the node can do, and says so on stdout, one feature a line.
+fn try_out(dir: Option<&Path>) -> ExitCode {
+    let Some(dir) = dir else {
+        say(format_args!("usage: copepod-monitor {} DIR", probe::ARGUMENT));
+        return ExitCode::FAILURE;
+    };
+    let tried =
+        [(probe::RECURSIVE_READ_ONLY_MOUNTS, oci::probe::recursive_read_only(dir)), (probe::USER_NAMESPACES, oci::probe::user_namespaces(dir))];
+    for (name, result) in tried {
+        let answer = result.map_or_else(|error| Chain(&error).to_string().replace('\n', " "), |()| probe::YES.into());
+        // Nobody who would read it is no reason to fail.
+        let _ = writeln!(std::io::stdout(), "{name} {answer}");
+    }
+    ExitCode::SUCCESS
 }
 
 /// One line on stderr, which is the daemon's log. A line that would have to wait is not said, one that can't be written is

@@ -14,6 +14,7 @@ pub mod error;
 pub mod exec;
 pub mod handshake;
 pub mod own_program;
+pub mod probe;
 pub mod sandbox;
 
 mod cgroup_view;

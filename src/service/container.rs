@@ -10,10 +10,11 @@ use super::sandbox::blocking;
 use super::volumes::{self, VolumeImages};
 use super::{Container, EventKind, Sandbox, Service, ServiceError, devices, files, monitors, now, random_id};
 use crate::errchain::{Chain, Kind, Kinded};
-use crate::ids::ContainerId;
+use crate::ids::{ContainerId, SandboxId};
 use crate::image::{Image, LayerLease};
 use crate::model::container::ContainerSpec;
 use crate::model::lifecycle::{Admit, Op, Phase, admit};
+use crate::model::sandbox::NamespaceMode;
 use crate::model::spec::{self, ImageDefaults, Surroundings};
 use crate::model::{rlimit, signal};
 use crate::monitor_api::{self, Body, Call, ExitRecord, exit_record};
@@ -40,6 +41,7 @@ impl Service {
             return Err(not_ready());
         }
         let monitor = sandbox.monitor().ok_or_else(not_ready)?;
+        self.check_target(&pod.id, &spec)?;
         let image = self
             .images
             .find(&spec.image)
@@ -66,6 +68,26 @@ impl Service {
                 Ok(id)
             }
             Err(error) => Err(self.give_up(journal, error).await),
+        }
+    }
+
+    /// The container whose PID namespace is asked for is of the same pod, and runs.
+    fn check_target(&self, pod: &SandboxId, spec: &ContainerSpec) -> Result<(), ServiceError> {
+        let options = &spec.security.namespaces;
+        if options.pid != NamespaceMode::Target {
+            return Ok(());
+        }
+        let bad = |reason, kind| ServiceError::Field {
+            field: "linux.security_context.namespace_options.target_id",
+            value: options.target_id.clone(),
+            reason,
+            kind,
+        };
+        let target = self.containers_of(pod).into_iter().map(|container| container.record()).find(|record| record.id.as_str() == options.target_id);
+        let target = target.ok_or_else(|| bad("is no container of this pod", Kind::NotFound))?;
+        match target.phase() {
+            Phase::Running => Ok(()),
+            Phase::Created | Phase::Exited => Err(bad("does not run", Kind::FailedPrecondition)),
         }
     }
 

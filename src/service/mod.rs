@@ -10,6 +10,7 @@ mod error;
 mod events;
 mod exec;
 pub mod fault;
+mod features;
 mod files;
 pub mod inspect;
 mod layer_usage;
@@ -35,6 +36,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 pub use error::ServiceError;
 pub use events::{ContainerEvent, EventKind};
 pub use exec::ExecOutput;
+pub use features::Features;
 
 use crate::cgroup::Hierarchy;
 use crate::config::Config;
@@ -93,6 +95,8 @@ pub struct Service {
     pub networks: Arc<Networks>,
     /// What control groups this node has.
     pub hierarchy: Hierarchy,
+    /// What else it can do.
+    pub features: Features,
     state: StateDir,
     program: monitors::Program,
     sandboxes: RwLock<HashMap<SandboxId, Arc<Sandbox>>>,

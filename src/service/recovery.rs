@@ -9,7 +9,7 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::container::rlimits;
 use super::sandbox::blocking;
-use super::{Container, EVENT_QUEUE, Sandbox, Service, ServiceError, layer_usage, monitors, now, seccomp};
+use super::{Container, EVENT_QUEUE, Sandbox, Service, ServiceError, features, layer_usage, monitors, now, seccomp};
 use crate::cgroup::Hierarchy;
 use crate::config::Config;
 use crate::errchain::Chain;
@@ -40,9 +40,11 @@ impl Service {
         let available_capabilities = crate::sys::creds::bounding();
         let may_raise = available_capabilities & capability::parse("SYS_RESOURCE").unwrap_or(0) != 0;
         let walker = layer_usage::Walker::start(config.root.clone());
+        let monitor = monitor_path(&config)?;
         let service = Arc::new(Self {
             walker: walker.map_err(|source| ServiceError::Host { what: "start a thread for", path: config.root.clone(), source })?,
-            program: monitors::Program { path: monitor_path(&config)?, cgroup: config.monitor.cgroup.clone(), deadline: config.monitor.timeout.0 },
+            features: features::probe(&monitor, &config.root).await,
+            program: monitors::Program { path: monitor, cgroup: config.monitor.cgroup.clone(), deadline: config.monitor.timeout.0 },
             default_capabilities: config.runtime.default_capabilities.iter().filter_map(|name| capability::parse(name)).fold(0, |a, b| a | b),
             restrict_oom_score_adj: config.runtime.restrict_oom_score_adj && !may_raise,
             available_capabilities,

@@ -13,6 +13,7 @@ mod events;
 mod images;
 mod inspect;
 mod mounts;
+mod namespaces;
 mod network;
 mod observe;
 mod process;
@@ -20,6 +21,7 @@ mod resources;
 mod security;
 mod stats;
 mod update;
+mod userns;
 mod volumes;
 
 use std::process::ExitCode;
@@ -33,12 +35,14 @@ const PARTS: &[&[harness::Test<Node>]] = &[
     images::TESTS,
     inspect::TESTS,
     mounts::TESTS,
+    namespaces::TESTS,
     network::TESTS,
     process::TESTS,
     resources::TESTS,
     security::TESTS,
     stats::TESTS,
     update::TESTS,
+    userns::TESTS,
     volumes::TESTS,
 ];
 
