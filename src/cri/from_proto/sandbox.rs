@@ -113,9 +113,6 @@ pub(super) fn namespaces(field: &str, options: Option<api::NamespaceOption>) -> 
         Ok(api::NamespaceMode::Target) => Ok(NamespaceMode::Target),
         Err(_) => Err(bad(&format!("{field}.{part}"), &value.to_string(), "is no namespace mode")),
     };
-    if options.pid == i32::from(api::NamespaceMode::Target) && options.target_id.is_empty() {
-        return Err(missing(&format!("{field}.target_id")));
-    }
     Ok(NamespaceModes {
         user: options.userns_options.map_or(Ok(UserNamespace::Unset), |user| user_namespace(&format!("{field}.userns_options"), &user))?,
         network: mode("network", options.network)?,

@@ -5,6 +5,7 @@ use super::{bad, id, later, missing};
 use crate::api;
 use crate::errchain::Remote;
 use crate::model::container::{GroupsPolicy, Security, SecurityProfile};
+use crate::model::sandbox::NamespaceMode;
 
 pub(super) fn security(from: Option<api::LinuxContainerSecurityContext>) -> Result<Security, Remote> {
     let from = from.unwrap_or_default();
@@ -41,13 +42,17 @@ pub(super) fn security(from: Option<api::LinuxContainerSecurityContext>) -> Resu
     {
         return Err(later(&format!("{prefix}.apparmor.localhost_ref"), name));
     }
+    let namespaces = namespaces(&format!("{prefix}.namespace_options"), from.namespace_options)?;
+    if namespaces.pid == NamespaceMode::Target && namespaces.target_id.is_empty() {
+        return Err(missing(&format!("{prefix}.namespace_options.target_id")));
+    }
     let capabilities = from.capabilities.unwrap_or_default();
     Ok(Security {
         add_capabilities: capabilities.add_capabilities,
         drop_capabilities: capabilities.drop_capabilities,
         add_ambient_capabilities: capabilities.add_ambient_capabilities,
         privileged: from.privileged,
-        namespaces: namespaces(&format!("{prefix}.namespace_options"), from.namespace_options)?,
+        namespaces,
         run_as_user,
         run_as_username: from.run_as_username,
         run_as_group,
