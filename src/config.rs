@@ -498,7 +498,7 @@ mod tests {
         check("runtime: {defaultCapabilities: [FLY]}\n", &["defaultCapabilities", "FLY"]);
         check("runtime: {defaultUlimits: ['nofile=2:1']}\n", &["defaultUlimits", "nofile=2:1"]);
         check("runtime: {defaultSysctls: {'kernel.core_pattern': x}}\n", &["defaultSysctls", "kernel.core_pattern"]);
-        check("streaming: {address: here}\n", &["here", "IP"]);
+        check("streaming: {address: here}\n", &["IP address"]);
         check("streaming: {idleTimeout: 10ms}\n", &["streaming.idleTimeout", "10ms"]);
         check("streaming: {maxConnections: 0}\n", &["streaming.maxConnections", "0"]);
         check("streaming: {tlsCertFile: /c.pem}\n", &["streaming.tlsKeyFile", "tlsCertFile"]);

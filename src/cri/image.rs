@@ -157,6 +157,42 @@ fn filesystem(info: &FsInfo) -> api::FilesystemUsage {
 mod tests {
     use super::*;
 
+    fn image_of(user: &str) -> Image {
+        Image {
+            id: String::new(),
+            tags: Vec::new(),
+            digests: Vec::new(),
+            size: 1,
+            layers: Vec::new(),
+            config: crate::image::ImageConfig { user: user.into(), ..Default::default() },
+            annotations: Default::default(),
+            pinned: false,
+            pulled_at: std::time::UNIX_EPOCH,
+            created: String::new(),
+            os: String::new(),
+            architecture: String::new(),
+        }
+    }
+
+    #[test]
+    fn users_are_numbers_or_names() {
+        let check = |user: &str, uid: Option<i64>, name: &str| {
+            let shown = to_proto::image(&image_of(user));
+            assert_eq!((shown.uid.map(|uid| uid.value), shown.username.as_str()), (uid, name), "{user:?}");
+        };
+        check("", None, "");
+        check("0", Some(0), "");
+        check("1000:1000", Some(1000), "");
+        check("1000:staff", Some(1000), "");
+        check("4294967294", Some(4_294_967_294), "");
+        check("www:www", None, "www");
+        check(":5", None, "");
+        // Nobody takes these for a number that is none: kubelet sees a name, and refuses it where root is not allowed.
+        for user in ["4294967295", "4294967296", "18446744073709551616", "-1", "+1000", "0x0", "1e3", " 5", "1 "] {
+            check(user, None, user);
+        }
+    }
+
     #[test]
     fn deadlines_are_read() {
         let check = |text: &str, expected: Option<Duration>| {

@@ -287,6 +287,8 @@ mod tests {
         let many = format!("[{}]", vec![descriptor("application/vnd.oci.image.layer.v1.tar", '1', ""); 501].join(","));
         let config = descriptor("application/vnd.oci.image.config.v1+json", 'c', "");
         check(&format!(r#"{{"schemaVersion":2,"config":{config},"layers":{many}}}"#), "", Err("more than 500 layers"));
+        let large = image("application/vnd.oci.image.layer.v1.tar").replacen(r#""size":7"#, r#""size":8388609"#, 1);
+        check(&large, "", Err("more than 8388608 bytes of configuration"));
         check("null", "", Err("cannot be read"));
         check("{", "", Err("cannot be read"));
     }

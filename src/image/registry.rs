@@ -252,7 +252,7 @@ impl Endpoint {
                         challenged = true;
                     }
                 }
-                status if (status.is_server_error() || matches!(status.as_u16(), 408 | 429)) && attempts < MAX_ATTEMPTS => {
+                status if is_busy(status) && attempts < MAX_ATTEMPTS => {
                     tokio::time::sleep(retry_after(response.headers()).unwrap_or_else(|| backoff(attempts))).await;
                 }
                 status if status.is_success() => return Ok(response),
@@ -377,20 +377,28 @@ impl Endpoint {
         let user = credentials.and_then(Credentials::user_and_password);
         let identity = credentials.map(|c| c.identity_token.clone()).filter(|t| !t.is_empty());
         let known = identity.is_some() || user.is_some();
-        let response = if let Some(identity) = identity {
+        let (method, body) = if let Some(identity) = identity {
             fields.extend([("grant_type", "refresh_token".into()), ("client_id", "copepod".into()), ("refresh_token", identity)]);
             set(&mut headers, header::CONTENT_TYPE, "application/x-www-form-urlencoded");
             let mut form = url.clone();
             form.query_pairs_mut().clear().extend_pairs(&fields);
-            let body = form.query().unwrap_or("").to_string();
-            http.send(reqwest::Method::POST, &url, headers, Some(body), self.source.insecure, "token").await?
+            (reqwest::Method::POST, Some(form.query().unwrap_or("").to_string()))
         } else {
             if let Some((user, password)) = user {
                 set(&mut headers, header::AUTHORIZATION, &auth::basic(&user, &password));
                 fields.push(("account", user));
             }
             url.query_pairs_mut().extend_pairs(&fields);
-            http.send(reqwest::Method::GET, &url, headers, None, self.source.insecure, "token").await?
+            (reqwest::Method::GET, None)
+        };
+        let mut attempts = 0;
+        let response = loop {
+            let response = http.send(method.clone(), &url, headers.clone(), body.clone(), self.source.insecure, "token").await?;
+            attempts += 1;
+            if attempts == MAX_ATTEMPTS || !is_busy(response.status()) {
+                break response;
+            }
+            tokio::time::sleep(retry_after(response.headers()).unwrap_or_else(|| backoff(attempts))).await;
         };
         match response.status() {
             status if status.is_success() => {}
@@ -410,4 +418,9 @@ impl Endpoint {
         self.tokens.put(grant, &token, answer.expires_in);
         Ok((token, false))
     }
+}
+
+/// Whether the same request may be answered otherwise a little later.
+fn is_busy(status: StatusCode) -> bool {
+    status.is_server_error() || matches!(status.as_u16(), 408 | 429)
 }

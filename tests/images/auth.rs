@@ -94,7 +94,12 @@ async fn tokens_are_kept_and_renewed() {
     // The service numbers its tokens; the registry takes only the newest, and each a few times.
     let (given, used) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (number, counter) = (Arc::clone(&given), Arc::clone(&used));
+    let busy = AtomicUsize::new(0);
     let tokens = Server::start(move |_: &Request| {
+        // At first it has no time.
+        if busy.fetch_add(1, Ordering::Relaxed) == 0 {
+            return Answer::new(429, "").with("retry-after", "0");
+        }
         counter.store(0, Ordering::Relaxed);
         let n = number.fetch_add(1, Ordering::Relaxed) + 1;
         Answer::new(200, format!(r#"{{"access_token":"t{n}","expires_in":300}}"#))
