@@ -164,6 +164,18 @@ mod tests {
     }
 
     #[test]
+    fn the_corpus_holds() {
+        for (name, check) in [("spdy", spdy as fn(&[u8])), ("headers", headers), ("websocket", websocket)] {
+            let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+            let files: Vec<_> = std::fs::read_dir(corpus).unwrap().map(|entry| entry.unwrap().path()).collect();
+            assert!(files.len() >= 3, "{name}: {files:?}");
+            for file in files {
+                check(&std::fs::read(file).unwrap());
+            }
+        }
+    }
+
+    #[test]
     fn machines_stand_whatever_comes() {
         for seed in 1..=3000 {
             let mut random = Random(seed);

@@ -243,13 +243,17 @@ async fn connection(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
             }
             Err(refusal) => {
                 tracing::debug!(%peer, status = refusal.status.as_u16(), reason = refusal.reason, "streaming request refused");
-                respond(refusal.status, &refusal.headers, refusal.reason + "\n")
+                let mut response = respond(refusal.status, &refusal.headers, refusal.reason + "\n");
+                // Said here alone: hyper's own way to serve one request would also add `close` to an upgrade's answer, and Go's
+                // clients then take that for no upgrade.
+                response.headers_mut().insert(hyper::header::CONNECTION, hyper::header::HeaderValue::from_static("close"));
+                response
             }
         };
         async { Ok::<_, Infallible>(response) }
     });
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(REQUEST).max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS).keep_alive(false);
+    http.timer(TokioTimer::new()).header_read_timeout(REQUEST).max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
     // A body is never read, and one that is sent with a refused request must not hold the connection.
     let served = http.serve_connection(TokioIo::new(socket), service).with_upgrades();
     let mut stopping = Stopping(shared.stopping.subscribe());

@@ -12,6 +12,8 @@ use super::dictionary::DICTIONARY;
 /// Bytes of an inflated block, and pairs in it. Kubernetes' clients send three pairs.
 pub const MAX_BLOCK: usize = 16 << 10;
 const MAX_PAIRS: usize = 64;
+/// An empty stored block that is not the last.
+const FLUSH: [u8; 5] = [0, 0, 0, 0xff, 0xff];
 /// CMF and FLG of a stream with a preset dictionary and a window of 32 KiB (RFC 1950), then the dictionary's Adler-32.
 const ZLIB_HEAD: [u8; 6] = [0x78, 0xbb, 0xe3, 0xc6, 0xa7, 0xc2];
 
@@ -134,11 +136,13 @@ impl Deflater {
         if !std::mem::replace(&mut self.begun, true) {
             block.extend_from_slice(&ZLIB_HEAD);
         }
-        // A stored block that isn't the last (RFC 1951, section 3.2.4). It ends at a byte, so nothing is left to flush.
+        // A stored block that isn't the last (RFC 1951, section 3.2.4), and an empty one, zlib's mark of a flush: Go's inflater
+        // gives out nothing before it.
         block.push(0);
         block.extend_from_slice(&(NONE.len() as u16).to_le_bytes());
         block.extend_from_slice(&(!(NONE.len() as u16)).to_le_bytes());
         block.extend_from_slice(&NONE);
+        block.extend_from_slice(&FLUSH);
         block
     }
 }

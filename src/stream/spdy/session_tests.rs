@@ -115,7 +115,7 @@ fn a_stream_lives_from_syn_stream_to_both_ends() {
     // It is over: nothing is sent any more.
     pair.send(1, 10);
     pair.session.finish(1);
-    let reply = [&words(&[1])[..], &[0x78, 0xbb, 0xe3, 0xc6, 0xa7, 0xc2, 0, 4, 0, 0xfb, 0xff, 0, 0, 0, 0]].concat();
+    let reply = [&words(&[1])[..], &[0x78, 0xbb, 0xe3, 0xc6, 0xa7, 0xc2, 0, 4, 0, 0xfb, 0xff, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff]].concat();
     assert_eq!(pair.frames(), [Frame::Control(frame::SYN_REPLY, reply), Frame::Data(1, 0, 10), Frame::Data(1, frame::FIN, 0)]);
     assert_eq!(pair.chunks.available_permits(), 1000);
 }
