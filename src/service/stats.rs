@@ -93,8 +93,9 @@ pub struct Samples {
     /// Time and CPU time of the last sample.
     cpu: Option<(u64, u64)>,
     nano_cores: Option<u64>,
-    /// The last CPU time read, and what was read of control groups before this one.
+    /// The last CPU time read, whether it was a sum, and what comes on top of it.
     last_ns: u64,
+    summed: bool,
     before_ns: u64,
     /// The most that was seen, where the kernel doesn't say.
     peak_memory: u64,
@@ -118,11 +119,13 @@ impl Samples {
 
     /// CPU time that never falls: a pod's control group goes with its last container and comes back empty with the next,
     /// and a sum is less by a container that was removed.
-    fn grown(&mut self, cpu_ns: u64) -> u64 {
-        if cpu_ns < self.last_ns {
-            self.before_ns += self.last_ns;
+    fn grown(&mut self, cpu_ns: u64, summed: bool) -> u64 {
+        if summed != self.summed {
+            self.before_ns = (self.before_ns + self.last_ns).saturating_sub(cpu_ns);
+        } else {
+            self.before_ns += self.last_ns.saturating_sub(cpu_ns);
         }
-        self.last_ns = cpu_ns;
+        (self.last_ns, self.summed) = (cpu_ns, summed);
         self.before_ns + cpu_ns
     }
 
@@ -179,32 +182,43 @@ impl Service {
                 containers.push(self.usage_or_none(&container, until).await);
             }
         }
-        let running: Vec<_> = containers.iter().filter_map(|container| container.usage.clone()).collect();
-        let mut usage = match record.ready() {
-            true => Some(self.parent_usage(sandbox, &record).await.unwrap_or_else(|| sum(&running))),
-            false => None,
+        let parent = if record.ready() { self.parent_usage(sandbox, &record).await } else { Parent::Unread };
+        let mut usage = match parent {
+            Parent::Read(usage) => Some((*usage, false)),
+            // A sum that lacks one would be no sum.
+            Parent::NotItsOwn if containers.iter().all(|container| container.usage.is_some()) => {
+                Some((sum(containers.iter().filter_map(|container| container.usage.as_ref())), true))
+            }
+            Parent::NotItsOwn | Parent::Unread => None,
         };
-        if let Some(usage) = &mut usage {
+        if let Some((usage, summed)) = &mut usage {
             let mut samples = sandbox.samples.lock().unwrap_or_else(PoisonError::into_inner);
-            usage.cpu_ns = samples.grown(usage.cpu_ns);
+            usage.cpu_ns = samples.grown(usage.cpu_ns, *summed);
             // Kubelet's control group has a past, with the pod's earlier sandbox; ours begins with this one.
             if samples.cpu.is_none() && record.cgroup_parent_ours {
                 samples.cpu = Some((record.created_at, 0));
             }
             usage.nano_cores = samples.load(usage.at, usage.cpu_ns);
         }
-        PodUsage { record, at: now(), usage, network, containers }
+        PodUsage { record, at: now(), usage: usage.map(|(usage, _)| usage), network, containers }
     }
 
-    /// Of the pod's own control group. `None`: there is none yet, it can't be read, or it is not this pod's alone.
-    async fn parent_usage(self: &Arc<Self>, sandbox: &Arc<Sandbox>, record: &SandboxRecord) -> Option<Usage> {
+    async fn parent_usage(self: &Arc<Self>, sandbox: &Arc<Sandbox>, record: &SandboxRecord) -> Parent {
         let shares = |other: &SandboxRecord| other.id != record.id && other.ready() && other.cgroup_parent == record.cgroup_parent;
         if self.sandboxes().iter().any(|other| shares(&other.record())) {
-            return None;
+            return Parent::NotItsOwn;
         }
-        let read = self.read(&sandbox.reading, &record.cgroup_parent, |_| ()).await;
-        let (stats, ()) = read.inspect_err(|error| tracing::debug!(sandbox = %record.id, error = %Chain(error), "usage can't be read")).ok()??;
-        Some(usage(&stats))
+        match self.read(&sandbox.reading, &record.cgroup_parent, |_| ()).await {
+            Ok(Some((stats, ()))) => Parent::Read(Box::new(usage(&stats))),
+            // Of a pod without containers there may be none.
+            Ok(None) => Parent::NotItsOwn,
+            // The root.
+            Err(error) if error.kind() == Kind::InvalidArgument => Parent::NotItsOwn,
+            Err(error) => {
+                tracing::debug!(sandbox = %record.id, error = %Chain(&error), "usage can't be read");
+                Parent::Unread
+            }
+        }
     }
 
     async fn usage_or_none(self: &Arc<Self>, container: &Arc<Container>, until: Instant) -> ContainerUsage {
@@ -322,6 +336,16 @@ impl Service {
     }
 }
 
+/// What the control group above a pod's containers says of the pod.
+enum Parent {
+    /// This.
+    Read(Box<Usage>),
+    /// Nothing: there is none, or it is not this pod's alone.
+    NotItsOwn,
+    /// It could not be asked.
+    Unread,
+}
+
 /// A reading, in the terms of the CRI.
 fn usage(stats: &Stats) -> Usage {
     let (cpu, memory, swap) = (stats.cpu.unwrap_or_default(), stats.memory.unwrap_or_default(), stats.swap.unwrap_or_default());
@@ -344,7 +368,7 @@ fn usage(stats: &Stats) -> Usage {
     }
 }
 
-fn sum(parts: &[Usage]) -> Usage {
+fn sum<'a>(parts: impl Iterator<Item = &'a Usage>) -> Usage {
     let mut total = Usage { at: now(), ..Usage::default() };
     for part in parts {
         total.cpu_ns += part.cpu_ns;
@@ -374,10 +398,19 @@ mod tests {
 
     #[test]
     fn a_pods_counter_never_falls() {
-        let mut samples = Samples::default();
-        for (read, want) in [(5, 5), (9, 9), (0, 9), (3, 12), (3, 12), (1, 13), (4, 16)] {
-            assert_eq!(samples.grown(read), want, "{read}");
-        }
+        let check = |readings: &[(u64, bool, u64)]| {
+            let mut samples = Samples::default();
+            for (read, summed, want) in readings {
+                assert_eq!(samples.grown(*read, *summed), *want, "{read} in {readings:?}");
+            }
+        };
+        // The control group went, and came back.
+        check(&[(5, false, 5), (9, false, 9), (0, false, 9), (3, false, 12), (4, false, 13)]);
+        check(&[(5, false, 5), (9, false, 9), (0, true, 9), (3, false, 9), (4, false, 10)]);
+        // One of two containers was removed.
+        check(&[(8, true, 8), (5, true, 8), (6, true, 9)]);
+        // Another pod came beneath the same control group, and went.
+        check(&[(100, false, 100), (90, true, 100), (101, false, 101), (102, false, 102)]);
     }
 
     #[test]
