@@ -202,3 +202,100 @@ impl AsyncRead for Output {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::exec::output_pipe;
+    use super::*;
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    fn wait<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    /// An output whose other end is open, and how its command's end is told.
+    fn output() -> (Output, OwnedFd, watch::Sender<Option<ExecExited>>) {
+        let (ended, end) = watch::channel(None);
+        let (ours, theirs) = output_pipe().unwrap();
+        (Output::of_exec(ours, end), theirs, ended)
+    }
+
+    #[test]
+    fn output_ends_soon_after_the_command_though_the_pipe_is_held() {
+        wait(async {
+            let (mut output, theirs, ended) = output();
+            rustix::io::write(&theirs, b"last words").unwrap();
+            ended.send_replace(Some(ExecExited::default()));
+            let mut text = String::new();
+            output.read_to_string(&mut text).await.unwrap();
+            assert_eq!(text, "last words");
+            // The monitor is gone, and nobody will ever tell.
+            let (mut output, _theirs, ended) = self::output();
+            drop(ended);
+            output.read_to_string(&mut text).await.unwrap();
+        });
+    }
+
+    #[test]
+    fn output_that_was_left_is_not_cut_by_a_slow_reader() {
+        wait(async {
+            let (mut output, theirs, ended) = output();
+            rustix::io::write(&theirs, &[7; 60_000]).unwrap();
+            ended.send_replace(Some(ExecExited::default()));
+            let (mut all, mut some) = (0, [0; 1000]);
+            loop {
+                if all < 3000 {
+                    tokio::time::sleep(DRAIN + DRAIN / 2).await;
+                }
+                match output.read(&mut some).await.unwrap() {
+                    0 => break,
+                    n => all += n,
+                }
+            }
+            assert_eq!(all, 60_000);
+        });
+    }
+
+    #[test]
+    fn one_who_writes_for_ever_does_not_hold_the_session() {
+        wait(async {
+            let (mut output, theirs, ended) = output();
+            ended.send_replace(Some(ExecExited::default()));
+            let (mut all, mut some) = (0, [0; 4096]);
+            loop {
+                rustix::io::write(&theirs, &[7; 4096]).unwrap();
+                match output.read(&mut some).await.unwrap() {
+                    0 => break,
+                    n => all += n as u64,
+                }
+            }
+            assert_eq!(all, LEFT_BEHIND);
+        });
+    }
+
+    #[test]
+    fn a_terminals_input_has_an_end_and_its_output_ends_with_its_users() {
+        wait(async {
+            let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+            grantpt(&master).unwrap();
+            unlockpt(&master).unwrap();
+            let peer = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+            let terminal = Terminal::new(master).unwrap();
+            let (_ended, end) = watch::channel(None);
+            let (mut input, mut output) = (Input::terminal(terminal.clone()), Output::of_terminal(terminal, end));
+            input.write_all(b"a line\n").await.unwrap();
+            input.shutdown().await.unwrap();
+            assert!(input.write(b"x").await.is_err());
+            let mut line = [0; 100];
+            assert_eq!(rustix::io::read(&peer, &mut line).unwrap(), 7);
+            assert_eq!(rustix::io::read(&peer, &mut line).unwrap(), 0);
+            rustix::io::write(&peer, b"answer\n").unwrap();
+            drop(peer);
+            let mut text = String::new();
+            output.read_to_string(&mut text).await.unwrap();
+            // The terminal shows what is typed, too.
+            assert_eq!(text, "a line\r\nanswer\r\n");
+        });
+    }
+}
