@@ -192,6 +192,7 @@ fn set_up(init: Init<'_>) -> Result<Option<SetUp<'_>>, InitError> {
     rustix::process::setsid().map_err(|error| InitError::Session(error.into()))?;
     process::set_oom_score(&plan.process, proc.as_fd()).map_err(InitError::Process)?;
     drop(proc);
+    let mapped = inside.is_some();
     if let Some(inside) = inside {
         mounts::make_outside(&mut mounts).map_err(|(target, source)| InitError::Mount { target: target.into(), source })?;
         go_inside(inside, plan, &limits, &stdio)?;
@@ -212,7 +213,9 @@ fn set_up(init: Init<'_>) -> Result<Option<SetUp<'_>>, InitError> {
         let target = prepared.target().to_path_buf();
         mounts::attach(prepared, root, &mut attached).map_err(|source| InitError::Mount { target, source })?;
     }
-    devices::outside(&plan.devices, root).map_err(InitError::Devices)?;
+    if !mapped {
+        devices::outside(&plan.devices, root).map_err(InitError::Devices)?;
+    }
     let terminal = if plan.process.terminal {
         // A bind of the host's /dev brings a devpts along.
         let devpts = attached.devpts.take().map_or_else(|| terminal::devpts(root), Ok).map_err(InitError::Terminal)?;
@@ -238,6 +241,10 @@ fn set_up(init: Init<'_>) -> Result<Option<SetUp<'_>>, InitError> {
 fn go_inside(inside: Inside<'_>, plan: &ContainerPlan, limits: &DefaultLimits, stdio: &Stdio) -> Result<(), InitError> {
     process::raise_limits(&plan.process.rlimits, limits).map_err(InitError::Process)?;
     process::give_streams(process::streams(stdio), inside.owner).map_err(InitError::Process)?;
+    // No device can be made in a user namespace. So these stand in the root itself, beneath whatever is mounted there.
+    if let Some(root) = inside.root.fd() {
+        devices::outside(&plan.devices, Root(root)).map_err(InitError::Devices)?;
+    }
     userns::enter(inside.namespace.as_fd()).map_err(InitError::UserNamespace)?;
     ns::unshare(&[ns::Kind::Mount]).map_err(InitError::MountNamespace)?;
     mount::set_propagation_of_all(mount::Propagation::Slave).map_err(InitError::MountNamespace)?;

@@ -139,16 +139,17 @@ fn root_can_do_nothing_to_the_host(lab: &Lab) {
     std::fs::set_permissions(lab.path("secret"), std::fs::Permissions::from_mode(0o600)).unwrap();
     let pod = lab.pod(&sandbox_with_users()).unwrap();
     let script = "cat /secret; chown 0 /secret; mknod /tmp/null c 1 3; mount -o remount,rw /sys/fs/cgroup && cd /sys/fs/cgroup && for f in $(find . -name cgroup.procs); do echo 1 >$f; done; \
-                  echo 1 >/proc/sys/vm/drop_caches; echo -900 >/proc/self/oom_score_adj; cat /dev/disk0 | head -c 1; echo end";
+                  echo 1 >/proc/sys/vm/drop_caches; echo -900 >/proc/self/oom_score_adj; cat /dev/disk0 | head -c 1; head -c 3 /opt/zero | wc -c; echo end";
     let mut plan = inside(lab, script, Namespace::Private);
     plan.mounts.push(bind(&lab.path("secret"), "/secret"));
     plan.process.capabilities =
         Capabilities { bounding: capability::ALL, permitted: capability::ALL, effective: capability::ALL, ..Capabilities::default() };
     plan.readonly_paths.clear();
     // A device that the host keeps for its root.
-    plan.devices = vec![DeviceNode { path: "/dev/disk0".into(), kind: 'c'.into(), major: 1, minor: 5, mode: 0o600, uid: 0, gid: 0 }];
+    let device = |path: &str, mode| DeviceNode { path: path.into(), kind: 'c'.into(), major: 1, minor: 5, mode, uid: 0, gid: 0 };
+    plan.devices = vec![device("/dev/disk0", 0o600), device("/opt/zero", 0o666)];
     let output = lab.run_in(&pod.fds(), plan).unwrap();
-    assert_eq!(output.lines(), ["end"], "{}", output.stderr);
+    assert_eq!(output.lines(), ["3", "end"], "{}", output.stderr);
     for refused in ["'/secret': Permission", "/secret: ", "/tmp/null: ", "drop_caches", "write error", "/dev/disk0"] {
         assert!(output.stderr.contains(refused), "{refused}: {}", output.stderr);
     }
