@@ -213,6 +213,8 @@ section! {
         max_exec_sessions: usize = 256,
         /// Clients that may be attached to one container at once.
         max_attach_sessions: usize = 16,
+        /// `auto`: pods are labelled where SELinux is enabled and its policy knows containers. `off`: never.
+        selinux: String = "auto".into(),
         /// A request may lower oom_score_adj only as far as the daemon's own value where it lacks CAP_SYS_RESOURCE.
         restrict_oom_score_adj: bool = true,
     }
@@ -361,6 +363,9 @@ impl Config {
         }
         self.streaming.check()?;
         self.image.check()?;
+        if !matches!(self.runtime.selinux.as_str(), "auto" | "off") {
+            return bad("runtime.selinux", &self.runtime.selinux, "must be auto or off");
+        }
         for name in &self.runtime.default_capabilities {
             if crate::plan::capability::parse(name).is_none() {
                 return bad("runtime.defaultCapabilities", name, "is no capability");

@@ -102,6 +102,24 @@ wire_struct! {
         9 oom_score_adj: Option<i32>,
         /// A user namespace of the pod's own, which owns the others.
         10 user_namespace: Option<UserNamespace>,
+        /// What the pause process is confined to.
+        11 pause: PausePlan,
+        /// SELinux context of the pod's /dev/shm; empty: what the policy gives it.
+        12 mount_label: String,
+    }
+
+    /// The confinement of a pause process, beside having no capabilities, no descriptors and an empty read-only root.
+    pub struct PausePlan {
+        /// Who it runs as; `None`: root.
+        1 user: Option<ResolvedUser>,
+        /// A seccomp filter as the array of `struct sock_filter`; empty: none.
+        2 seccomp: Bytes,
+        /// SECCOMP_FILTER_FLAG_LOG.
+        3 seccomp_log: bool,
+        /// Without SECCOMP_FILTER_FLAG_SPEC_ALLOW.
+        4 seccomp_mitigate: bool,
+        /// AppArmor profile; empty: the monitor's own.
+        5 apparmor: String,
     }
 
     /// A container, whole.
@@ -167,6 +185,8 @@ wire_struct! {
         3 upper: PathBuf,
         /// Overlay's work directory, on the same filesystem as `upper`.
         4 work: PathBuf,
+        /// SELinux context of everything in it; empty: what the layers' files have.
+        5 context: String,
     }
 
     /// A mount in the container.
@@ -187,6 +207,8 @@ wire_struct! {
         7 options: String,
         /// MS_NOATIME, else MS_RELATIME.
         8 noatime: bool,
+        /// SELinux context of a new tmpfs, devpts or mqueue and of all in it; empty: what the policy gives.
+        9 context: String,
     }
 
     /// A bind mount.
@@ -323,6 +345,14 @@ wire_struct! {
         11 terminal_size: (u16, u16),
         /// The lowest oom_score_adj that may be set is the current one: raise a lower value to it instead of failing.
         12 restrict_oom_score_adj: bool,
+        /// SECCOMP_FILTER_FLAG_LOG: what the filter doesn't allow is written to the audit log.
+        13 seccomp_log: bool,
+        /// Without SECCOMP_FILTER_FLAG_SPEC_ALLOW: the filter brings the mitigation of speculative store bypass along.
+        14 seccomp_mitigate: bool,
+        /// AppArmor profile that execve changes to; empty: the one that execve itself chooses.
+        15 apparmor: String,
+        /// SELinux context that execve changes to, and of the process's keys; empty: what the policy's own transition gives.
+        16 selinux: String,
     }
 
     /// Who a process runs as. Names are looked up in the container's own /etc/passwd and /etc/group, by the creator.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::sandbox::{IdMapping, NamespaceModes};
+use super::selinux;
 
 /// The CRI's MountPropagation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -189,6 +190,8 @@ pub struct Security {
     pub seccomp: SecurityProfile,
     /// AppArmor.
     pub apparmor: SecurityProfile,
+    /// SELinux.
+    pub selinux: selinux::Options,
 }
 
 /// A container, as kubelet asks for it; checked.

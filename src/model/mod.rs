@@ -8,6 +8,7 @@ pub mod lifecycle;
 pub mod oci;
 pub mod rlimit;
 pub mod sandbox;
+pub mod selinux;
 pub mod signal;
 pub mod spec;
 pub mod sysctl;

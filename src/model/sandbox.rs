@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::container::Resources;
+use super::container::{Resources, SecurityProfile};
+use super::selinux;
 use super::sysctl::{self, Holder, SysctlError};
 use crate::plan;
 
@@ -167,6 +168,25 @@ pub struct PortMapping {
     pub host_ip: Option<IpAddr>,
 }
 
+/// The CRI's LinuxSandboxSecurityContext, less what stands in [`SandboxSpec`]. Who and what profiles are for the pause process,
+/// the one process that is the pod's own: a pod that shares no PID namespace has none. Its root is always read-only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct SandboxSecurity {
+    /// User; `None`: root.
+    pub run_as_user: Option<u32>,
+    /// Group; only with a user.
+    pub run_as_group: Option<u32>,
+    /// Groups beside the primary one. There is no image whose groups could join them.
+    pub supplemental_groups: Vec<u32>,
+    /// Seccomp.
+    pub seccomp: SecurityProfile,
+    /// AppArmor.
+    pub apparmor: SecurityProfile,
+    /// SELinux; containers that have no options take these.
+    pub selinux: selinux::Options,
+}
+
 /// A pod sandbox, as kubelet asks for it; checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct SandboxSpec {
@@ -192,6 +212,9 @@ pub struct SandboxSpec {
     pub sysctls: BTreeMap<String, String>,
     /// Containers of the pod may be privileged.
     pub privileged: bool,
+    /// Security of what the pod itself runs, and what its containers take where they say nothing.
+    #[serde(default)]
+    pub security: SandboxSecurity,
     /// The handler asked for; empty: the default one.
     pub runtime_handler: String,
     /// What the pod takes beside its containers. Kept and shown; the pod's control group is kubelet's.

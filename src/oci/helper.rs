@@ -302,6 +302,7 @@ fn be_process(
     let become_it = || -> Result<ProcessError, HelperError> {
         rustix::process::setsid().map_err(|error| HelperError::Session(error.into()))?;
         process::set_oom_score(&plan.process, proc.as_fd()).map_err(HelperError::Process)?;
+        process::set_labels(&plan.process, proc.as_fd()).map_err(HelperError::Process)?;
         if let Some(inside) = inside {
             process::raise_limits(&plan.process.rlimits, limits).map_err(HelperError::Process)?;
             let streams = terminal.map_or_else(|| process::streams(stdio), |terminal| [terminal.peer.as_fd(); 3]);

@@ -7,6 +7,9 @@ use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::sys::ns;
 
+/// statfs(2)'s type of a procfs.
+pub const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+
 /// The host, from before anything was entered.
 #[derive(Debug)]
 pub struct Host {
@@ -22,7 +25,6 @@ impl Host {
         crate::sys::process::occupy_stdio()?;
         let proc = rustix::fs::openat(CWD, c"/proc", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         // What is written below it (a sysctl, oom_score_adj) must reach the kernel and nothing else.
-        const PROC_SUPER_MAGIC: u64 = 0x9fa0;
         if rustix::fs::fstatfs(&proc)?.f_type as u64 != PROC_SUPER_MAGIC {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "/proc is not a procfs"));
         }

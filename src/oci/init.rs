@@ -191,6 +191,7 @@ fn set_up(init: Init<'_>) -> Result<Option<SetUp<'_>>, InitError> {
     }
     rustix::process::setsid().map_err(|error| InitError::Session(error.into()))?;
     process::set_oom_score(&plan.process, proc.as_fd()).map_err(InitError::Process)?;
+    process::set_labels(&plan.process, proc.as_fd()).map_err(InitError::Process)?;
     drop(proc);
     let mapped = inside.is_some();
     if let Some(inside) = inside {
@@ -225,13 +226,14 @@ fn set_up(init: Init<'_>) -> Result<Option<SetUp<'_>>, InitError> {
     } else {
         None
     };
+    // Before anything is hidden: what is masked is for the container's process, not for who it is.
+    let user = user::resolve(&plan.process.user, root).map_err(InitError::User)?;
+    process::check_mapped(&user, plan.user_namespace.as_ref()).map_err(InitError::Process)?;
     hide::mask(&plan.masked_paths, null, root).map_err(InitError::Hide)?;
     hide::protect(&plan.readonly_paths, root).map_err(InitError::Hide)?;
     attached.finish().map_err(|error| InitError::Readonly("a tmpfs", error))?;
     drop(attached);
 
-    let user = user::resolve(&plan.process.user, root).map_err(InitError::User)?;
-    process::check_mapped(&user, plan.user_namespace.as_ref()).map_err(InitError::Process)?;
     let ready = become_process(plan, &user, root, &limits, stdio, terminal.as_ref())?;
     Ok(Some(SetUp { ready, user, console: terminal.map(|terminal| terminal.master) }))
 }

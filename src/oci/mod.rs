@@ -24,6 +24,7 @@ mod hide;
 mod host;
 mod image_volume;
 mod init;
+mod label;
 mod mounts;
 mod paths;
 mod process;

@@ -339,7 +339,7 @@ fn pod_shm(staging: BorrowedFd<'_>, host: &Host) -> io::Result<OwnedFd> {
 fn tmpfs(mount: &Mount, plan: &ContainerPlan, user: Option<Joined<'_>>) -> Result<OwnedFd, MountError> {
     let fs = NewFs::open("tmpfs").map_err(MountError::Filesystem)?;
     let options = tmpfs_options(&mount.options, user);
-    fs.set("source", "tmpfs").and_then(|()| fs.options(&options)).map_err(MountError::Filesystem)?;
+    fs.set("source", "tmpfs").and_then(|()| fs.options(&options)).and_then(|()| fs.context(&mount.context)).map_err(MountError::Filesystem)?;
     // Read-only at last, when what is mounted in it has its place: see `Attached`.
     let tree = fs.mount(Attributes { readonly: false, ..attributes(mount) }).map_err(MountError::Filesystem)?;
     if mount.target == Path::new("/dev") {
@@ -445,5 +445,6 @@ fn make(filesystem: &'static str, planned: &Mount) -> Result<OwnedFd, NewFsError
         let options = if planned.options.is_empty() { "newinstance,ptmxmode=0666,mode=0620,gid=5" } else { &planned.options };
         fs.options(options)?;
     }
+    fs.context(&planned.context)?;
     fs.mount(attributes(planned))
 }

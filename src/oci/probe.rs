@@ -95,7 +95,7 @@ pub fn user_namespaces(dir: &Path) -> Result<(), ProbeError> {
     let missing = || OciError::NoNamespace { kind: "user", of: "the pod".into() };
     let user = Joined::of(Some(&mappings), pod.user.as_ref().map(|fd| fd.as_fd())).map_err(ProbeError::Pod)?;
     let (user, staging) = user.zip(pod.staging.as_ref()).ok_or_else(missing).map_err(ProbeError::Pod)?;
-    let overlay = Overlay { layers_dir: layers, lower: vec!["upper".into(), "lower".into()], upper, work };
+    let overlay = Overlay { layers_dir: layers, lower: vec!["upper".into(), "lower".into()], upper, work, ..Overlay::default() };
     let host = Host::open().map_err(ProbeError::Host)?;
     let tree = root::mapped_overlay(&overlay, user, staging.as_fd(), &host).map_err(ProbeError::Root)?;
     let found = rustix::fs::statat(&tree, "file", AtFlags::SYMLINK_NOFOLLOW).map_err(|error| ProbeError::Look(error.into()))?;

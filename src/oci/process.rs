@@ -13,6 +13,7 @@ use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::devices;
+use super::label::{self, LabelError};
 use super::paths::{Leaf, Links, PathError, Root};
 use crate::errchain::{Kind, Kinded};
 use crate::plan::{Process, ResolvedUser, Rlimit, UserNamespace, capability};
@@ -40,6 +41,9 @@ pub enum ProcessError {
         /// Why.
         source: io::Error,
     },
+    /// AppArmor, SELinux.
+    #[error("cannot confine the process")]
+    Label(#[source] LabelError),
     /// A resource limit.
     #[error("cannot set limit {name} to {soft}:{hard}")]
     Limit {
@@ -139,6 +143,7 @@ impl Kinded for ProcessError {
             | ProcessError::Execute { .. }
             | ProcessError::Cwd { .. } => Kind::InvalidArgument,
             ProcessError::MakeCwd(error) | ProcessError::OpenCwd(error) => error.kind(),
+            ProcessError::Label(error) => error.kind(),
             ProcessError::Missing(_) => Kind::PermissionDenied,
             ProcessError::OomScore { source, .. } | ProcessError::Limit { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Kind::PermissionDenied
@@ -262,6 +267,11 @@ pub fn set_oom_score(plan: &Process, proc: BorrowedFd<'_>) -> Result<(), Process
     }
     let file = open(OFlags::WRONLY).map_err(|error| failed(error.into()))?;
     rustix::io::write(&file, value.to_string().as_bytes()).map(drop).map_err(|error| failed(error.into()))
+}
+
+/// Has execve change to the plan's AppArmor profile and SELinux context. Through the host's `/proc`, while it is there.
+pub fn set_labels(plan: &Process, proc: BorrowedFd<'_>) -> Result<(), ProcessError> {
+    label::on_exec(plan, proc).map_err(ProcessError::Label)
 }
 
 /// Puts the streams on descriptors 0, 1 and 2 and gives them to the user, who may open them again as /dev/stderr.
@@ -428,7 +438,8 @@ impl Ready<'_> {
             creds::set_no_new_privileges().map_err(ProcessError::NoNewPrivileges)?;
         }
         if !self.plan.seccomp.0.is_empty() {
-            seccomp::load(&self.plan.seccomp.0, seccomp::Flags::default()).map_err(ProcessError::Seccomp)?;
+            let flags = seccomp::Flags { log: self.plan.seccomp_log, spec_allow: !self.plan.seccomp_mitigate };
+            seccomp::load(&self.plan.seccomp.0, flags).map_err(ProcessError::Seccomp)?;
         }
         if needs_admin(self.plan) {
             // From here on the filter decides; one that forbids capset(2) gives an error, not CAP_SYS_ADMIN.

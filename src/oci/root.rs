@@ -265,6 +265,7 @@ fn listed_layers(overlay: &Overlay, names: &OsStr) -> Result<OwnedFd, NewFsError
 
 fn finish(fs: NewFs, overlay: &Overlay) -> Result<OwnedFd, NewFsError> {
     fs.set("source", "overlay")?;
+    fs.context(&overlay.context)?;
     if overlay.upper.as_os_str().is_empty() {
         return fs.mount(Attributes { readonly: true, ..Attributes::default() });
     }
@@ -299,6 +300,10 @@ pub fn mount_in_place(overlay: &Overlay, on: &Path) -> Result<(), RootError> {
         options.extend(option_value(overlay.upper.as_os_str()));
         options.extend_from_slice(b",workdir=");
         options.extend(option_value(overlay.work.as_os_str()));
+    }
+    if !overlay.context.is_empty() {
+        // Quoted: its categories stand between commas. It has no quotes itself.
+        options.extend_from_slice(format!(",context=\"{}\"", overlay.context).as_bytes());
     }
     let layers = overlay.lower.len();
     if options.len() > MAX_OPTIONS {

@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 
-use super::handshake;
+use super::handshake::{self, FromInit};
 use super::host::Host;
+use super::label::{self, LabelError};
 use super::userns::{self, Joined};
 use super::{OciError, mounts};
-use crate::plan::{SandboxPlan, UserNamespace};
+use crate::errchain::{Kind, Kinded, Remote};
+use crate::plan::{ResolvedUser, SandboxPlan, UserNamespace};
 use crate::sys::mount::{self, Attributes, NewFs};
 use crate::sys::process::{CloneArgs, Keep};
-use crate::sys::{creds, fd, net, ns, process};
+use crate::sys::{creds, fd, net, ns, process, seccomp};
 
 /// What holds a pod's namespaces open. `None`: the pod uses the host's.
 #[derive(Debug, Default)]
@@ -77,7 +79,7 @@ pub fn create(plan: &SandboxPlan) -> Result<SandboxNamespaces, OciError> {
         set_sysctl(name, value, plan, host.proc.as_fd())?;
     }
 
-    let staging = (plan.shm_bytes > 0 || user.is_some()).then(|| staging(plan.shm_bytes, joined, &host)).transpose()?;
+    let staging = (plan.shm_bytes > 0 || user.is_some()).then(|| staging(plan, joined, &host)).transpose()?;
     let (pid, pause) = if plan.shared_pid {
         let inside = joined.zip(staging.as_ref().map(|staging| staging.as_fd()));
         let (pid, pause) = pause(plan, inside, &host)?;
@@ -170,7 +172,7 @@ pub(super) const STAGED_WRITABLE: &str = "/writable";
 
 /// A mount namespace whose root is a tmpfs with the pod's /dev/shm in it, and which holds nothing of the host. It belongs to the host's
 /// user namespace.
-fn staging(shm_bytes: u64, user: Option<Joined<'_>>, host: &Host) -> Result<OwnedFd, OciError> {
+fn staging(plan: &SandboxPlan, user: Option<Joined<'_>>, host: &Host) -> Result<OwnedFd, OciError> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| OciError::Staging { what: "staging mounts", source };
     ns::unshare(&[ns::Kind::Mount]).map_err(|error| OciError::Unshare("mnt", error))?;
     // Any directory will do as a mountpoint on the way; this one is on every host.
@@ -179,8 +181,8 @@ fn staging(shm_bytes: u64, user: Option<Joined<'_>>, host: &Host) -> Result<Owne
     for dir in [mounts::STAGED_SHM, STAGED_ROOT, STAGED_LAYERS, STAGED_WRITABLE] {
         rustix::fs::mkdirat(CWD, dir, Mode::from_raw_mode(0o700)).map_err(|error| failed(Box::new(error)))?;
     }
-    if shm_bytes > 0 {
-        let shm = shm(shm_bytes, user).map_err(|error| OciError::Staging { what: "/dev/shm", source: Box::new(error) })?;
+    if plan.shm_bytes > 0 {
+        let shm = shm(plan, user).map_err(|error| OciError::Staging { what: "/dev/shm", source: Box::new(error) })?;
         mount::attach_at(shm.as_fd(), Path::new(mounts::STAGED_SHM)).map_err(|error| failed(Box::new(error)))?;
     }
     drop(root);
@@ -189,10 +191,11 @@ fn staging(shm_bytes: u64, user: Option<Joined<'_>>, host: &Host) -> Result<Owne
     Ok(namespace)
 }
 
-fn shm(bytes: u64, user: Option<Joined<'_>>) -> Result<OwnedFd, mount::NewFsError> {
+fn shm(plan: &SandboxPlan, user: Option<Joined<'_>>) -> Result<OwnedFd, mount::NewFsError> {
     let fs = NewFs::open("tmpfs")?;
     fs.set("source", "shm")?;
-    fs.options(&format!("mode=1777,size={bytes}"))?;
+    fs.options(&format!("mode=1777,size={}", plan.shm_bytes))?;
+    fs.context(&plan.mount_label)?;
     if let Some((uid, gid)) = user.map(|user| user.root) {
         fs.options(&format!("uid={uid},gid={gid}"))?;
     }
@@ -239,24 +242,53 @@ fn pause(plan: &SandboxPlan, inside: Option<(Joined<'_>, BorrowedFd<'_>)>, host:
     let keep = Keep::only(&[theirs.as_fd(), proc.as_fd()]);
     let score = plan.oom_score_adj.filter(|_| inside.is_none());
     let args = CloneArgs { flags: libc::CLONE_PARENT as u64, cgroup: None };
-    let (pid, pidfd) = process::spawn(args, Some(keep), move || be_pause(theirs, proc, score)).map_err(failed)?;
+    let (pid, pidfd) = process::spawn(args, Some(keep), move || be_pause(plan, theirs, proc, score)).map_err(failed)?;
     if inside.is_none() {
         host.come_back().map_err(|error| OciError::Host("mount namespace", error))?;
     }
     let pid = pid.as_raw_nonzero().get() as u32;
-    let begun = match handshake::readable(ours.as_fd(), BEGIN).map_err(failed)? {
-        true => fd::receive(ours.as_fd(), 16).map_err(failed)?.is_some(),
-        false => false,
+    let begun = match handshake::hear(ours.as_fd(), BEGIN) {
+        Ok(Some((FromInit::Ready(_), _))) => Ok(()),
+        Ok(Some((FromInit::Failed(remote), _))) => Err(OciError::Remote("the pause process", remote)),
+        Ok(_) => Err(OciError::PauseFailed),
+        Err(error) => Err(failed(error)),
     };
     // Not that of the pause process, which isn't dumpable: the root of a user namespace has no way to look into it.
     let namespace = ns::open_pid_for_children(host.proc.as_fd()).map_err(failed);
-    if !begun || namespace.is_err() {
-        let _ = process::signal(pidfd.as_fd(), libc::SIGKILL as u32);
+    match begun.and(namespace) {
+        Ok(namespace) => Ok((namespace, (pid, pidfd))),
+        Err(error) => {
+            let _ = process::signal(pidfd.as_fd(), libc::SIGKILL as u32);
+            Err(error)
+        }
     }
-    if !begun {
-        return Err(OciError::PauseFailed);
+}
+
+/// A pause process that can't be what its plan says.
+#[derive(Debug, thiserror::Error)]
+enum PauseError {
+    #[error("cannot set up the process")]
+    SetUp(#[source] std::io::Error),
+    #[error("cannot become user {uid}, group {gid}")]
+    User { uid: u32, gid: u32, source: std::io::Error },
+    #[error("cannot drop its capabilities")]
+    Capabilities(#[source] std::io::Error),
+    #[error("cannot confine it")]
+    Label(#[source] LabelError),
+    #[error("cannot load its seccomp filter")]
+    Seccomp(#[source] std::io::Error),
+    #[error("its seccomp filter does not let it wait for signals")]
+    Idle(#[source] std::io::Error),
+}
+
+impl Kinded for PauseError {
+    fn kind(&self) -> Kind {
+        match self {
+            PauseError::Label(error) => error.kind(),
+            PauseError::Idle(_) => Kind::InvalidArgument,
+            _ => Kind::Internal,
+        }
     }
-    Ok((namespace?, (pid, pidfd)))
 }
 
 fn set_oom_score(proc: BorrowedFd<'_>, score: i32) -> std::io::Result<()> {
@@ -266,28 +298,43 @@ fn set_oom_score(proc: BorrowedFd<'_>, score: i32) -> std::io::Result<()> {
 }
 
 /// The pause process: PID 1 of the pod, with an empty root, no descriptors and no capabilities.
-fn be_pause(socket: OwnedFd, proc: OwnedFd, oom_score_adj: Option<i32>) -> i32 {
-    let prepare = || -> std::io::Result<()> {
-        process::set_name(c"pause");
-        process::reset_signals();
-        process::block_signals();
-        rustix::process::setsid()?;
-        if let Some(score) = oom_score_adj {
-            // A node without CAP_SYS_RESOURCE can't protect it; the pod works without.
-            let _ = set_oom_score(proc.as_fd(), score);
-        }
-        creds::drop_bounding(0)?;
-        creds::set_ambient(0)?;
-        creds::set_capabilities(creds::Sets::default())?;
-        creds::set_no_new_privileges()?;
-        // Again: a change of capabilities may have set it.
-        process::set_dumpable(false)?;
-        fd::send(socket.as_fd(), b"ready", &[])
+fn be_pause(plan: &SandboxPlan, socket: OwnedFd, proc: OwnedFd, oom_score_adj: Option<i32>) -> i32 {
+    let said = match confine_pause(plan, proc.as_fd(), oom_score_adj) {
+        Ok(()) => FromInit::Ready(ResolvedUser::default()),
+        Err(error) => FromInit::Failed(Remote::new(&error)),
     };
-    match prepare() {
-        Ok(()) => process::idle_as_init(),
-        Err(_) => process::CHILD_FAILED,
+    let heard = handshake::say(socket.as_fd(), &said, &[]);
+    match (said, heard) {
+        (FromInit::Ready(_), Ok(())) => process::idle_as_init(),
+        _ => process::CHILD_FAILED,
     }
+}
+
+fn confine_pause(plan: &SandboxPlan, proc: BorrowedFd<'_>, oom_score_adj: Option<i32>) -> Result<(), PauseError> {
+    process::set_name(c"pause");
+    process::reset_signals();
+    process::block_signals();
+    rustix::process::setsid().map_err(|error| PauseError::SetUp(error.into()))?;
+    if let Some(score) = oom_score_adj {
+        // A node without CAP_SYS_RESOURCE can't protect it; the pod works without.
+        let _ = set_oom_score(proc, score);
+    }
+    creds::drop_bounding(0).map_err(PauseError::Capabilities)?;
+    if let Some(user) = &plan.pause.user {
+        creds::become_user(user.uid, user.gid, &user.groups).map_err(|source| PauseError::User { uid: user.uid, gid: user.gid, source })?;
+    }
+    creds::set_ambient(0).map_err(PauseError::Capabilities)?;
+    creds::set_capabilities(creds::Sets::default()).map_err(PauseError::Capabilities)?;
+    label::change_profile(&plan.pause.apparmor, proc).map_err(PauseError::Label)?;
+    creds::set_no_new_privileges().map_err(PauseError::SetUp)?;
+    // Again: a change of user or capabilities may have set it.
+    process::set_dumpable(false).map_err(PauseError::SetUp)?;
+    if !plan.pause.seccomp.0.is_empty() {
+        let flags = seccomp::Flags { log: plan.pause.seccomp_log, spec_allow: !plan.pause.seccomp_mitigate };
+        seccomp::load(&plan.pause.seccomp.0, flags).map_err(PauseError::Seccomp)?;
+        process::can_idle().map_err(PauseError::Idle)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -6,11 +6,13 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, OFlags};
 
+use super::devices;
 use super::paths::{PathError, Root};
 use crate::errchain::{Kind, Kinded};
 use crate::plan::{GroupsPolicy, ResolvedUser, User};
@@ -90,6 +92,10 @@ fn read(root: Root<'_>, file: &'static str) -> Result<Vec<u8>, UserError> {
     let Some(found) = root.find(path).map_err(UserError::Open)? else { return Ok(Vec::new()) };
     let read_error = |source: io::Error| UserError::Read { file, source };
     let seen = rustix::fs::fstat(&found).map_err(|error| read_error(error.into()))?;
+    // A file that the plan masks is empty to an exec'd process.
+    if devices::is_null(found.as_fd()).map_err(read_error)? {
+        return Ok(Vec::new());
+    }
     if FileType::from_raw_mode(seen.st_mode) != FileType::RegularFile {
         return Err(UserError::NotRegular(file));
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::confinement::Confinement;
 use super::sandbox::blocking;
 use super::volumes::{self, VolumeImages};
 use super::{Container, EventKind, Sandbox, Service, ServiceError, devices, files, monitors, now, random_id};
@@ -18,7 +19,7 @@ use crate::model::sandbox::NamespaceMode;
 use crate::model::spec::{self, ImageDefaults, Surroundings};
 use crate::model::{rlimit, signal};
 use crate::monitor_api::{self, Body, Call, ExitRecord, exit_record};
-use crate::plan::{ContainerPlan, Overlay, capability};
+use crate::plan::{ContainerPlan, GroupsPolicy, Overlay, Process, User};
 use crate::store::journal::{Journal, Undo};
 use crate::store::make_dir;
 use crate::store::record::{ContainerRecord, Exit};
@@ -104,8 +105,9 @@ impl Service {
         let lease = self.images.lease(image).map_err(|source| ServiceError::Image { what: "cannot hold the image's layers", source })?;
         let cgroup = format!("{}/{id}", pod.cgroup_parent.trim_end_matches('/'));
         let layer_dir = self.layer_dir(id);
+        let confinement = self.confinement(&pod, &spec).await?;
         let volumes = self.volume_images(&spec)?;
-        let plan = self.container_plan(id, &pod, &spec, image, &lease, &volumes, &cgroup, &layer_dir)?;
+        let plan = self.container_plan(id, &pod, &spec, image, &lease, &volumes, confinement, &cgroup, &layer_dir)?;
         let stop_signal = stop_signal(&spec, image)?;
 
         let state_dir = self.state.container(id);
@@ -176,6 +178,7 @@ impl Service {
         image: &Image,
         lease: &LayerLease,
         volumes: &VolumeImages,
+        confinement: Confinement,
         cgroup: &str,
         layer_dir: &Path,
     ) -> Result<ContainerPlan, ServiceError> {
@@ -197,9 +200,7 @@ impl Service {
             working_dir: image.config.working_dir.clone(),
             volumes: image.config.volumes.clone(),
         };
-        // In a user namespace of the pod's own there are all of them.
-        let available = if pod.spec.namespaces.user.mapping().is_some() { capability::ALL } else { self.available_capabilities };
-        let capabilities = spec::capabilities(spec, self.default_capabilities).map_err(ServiceError::Spec)? & available;
+        let available = self.available_to(pod);
         let pids = self.config.runtime.pids_limit;
         let around = Surroundings {
             id: id.to_string(),
@@ -209,13 +210,16 @@ impl Service {
                 lower: lease.names().to_vec(),
                 upper: layer_dir.join(UPPER),
                 work: layer_dir.join(WORK),
+                ..Overlay::default()
             },
             pivot_dir: self.state.pivot(),
             image_volumes: volumes.layers(),
             volumes_dir: layer_dir.join(VOLUMES),
             pod_files: files::pod_files(&self.state.sandbox(&pod.id)),
             hostname: pod.spec.hostname.clone(),
-            seccomp: self.filters.filter(spec::seccomp_profile(spec), capabilities)?,
+            seccomp: confinement.seccomp,
+            apparmor: confinement.apparmor,
+            labels: confinement.labels,
             default_capabilities: self.default_capabilities,
             available_capabilities: available,
             rlimits: self.rlimits.clone(),
@@ -354,6 +358,14 @@ impl Service {
     /// Keeps what a container is made with.
     pub(super) fn put_plan(&self, id: &ContainerId, plan: &ContainerPlan) -> Result<(), ServiceError> {
         crate::store::replace(&self.state.container(id).join(PLAN), &crate::wire::encode(plan), 0o600).map_err(ServiceError::Store)
+    }
+
+    /// The process of a container, from which execs are made.
+    pub(super) fn process_of(&self, record: &ContainerRecord) -> Result<Process, ServiceError> {
+        // Who the container turned out to be, whatever it has written to its /etc/passwd since.
+        let (uid, gid, groups) = &record.user;
+        let user = User { uid: Some(*uid), gid: Some(*gid), supplemental: groups.clone(), policy: GroupsPolicy::Strict, ..User::default() };
+        Ok(Process { user, ..self.plan_of(&record.id)?.process })
     }
 
     /// What a container was made with.

@@ -3,7 +3,10 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::apparmor::AppArmorError;
 use super::monitors::MonitorError;
+use super::seccomp::ProfileError;
+use super::selinux::SeLinuxError;
 use crate::cgroup::CgroupError;
 use crate::errchain::{Kind, Kinded, Remote};
 use crate::image::ImageError;
@@ -164,8 +167,14 @@ pub enum ServiceError {
         source: io::Error,
     },
     /// The seccomp filter can't be made.
-    #[error("cannot compile the seccomp filter")]
-    Seccomp(#[source] crate::seccomp::SeccompError),
+    #[error("cannot use the seccomp profile")]
+    Seccomp(#[source] ProfileError),
+    /// The AppArmor profile can't be used.
+    #[error("cannot use the AppArmor profile")]
+    AppArmor(#[source] AppArmorError),
+    /// The SELinux options can't be honoured.
+    #[error("cannot use the SELinux options")]
+    SeLinux(#[source] SeLinuxError),
     /// There is no randomness.
     #[error("cannot make an id")]
     Random {
@@ -256,6 +265,8 @@ impl Kinded for ServiceError {
             ServiceError::Detached(source) => source.kind(),
             ServiceError::Dial { source, .. } => source.kind(),
             ServiceError::ExecTimeout { .. } | ServiceError::SlowFigures { .. } => Kind::DeadlineExceeded,
+            ServiceError::AppArmor(source) => source.kind(),
+            ServiceError::SeLinux(source) => source.kind(),
             ServiceError::NotUndone { source, .. } => source.kind(),
             ServiceError::Host { source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => Kind::NotFound,

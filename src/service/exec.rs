@@ -169,7 +169,7 @@ impl Service {
     ) -> Result<ExecOutput, ServiceError> {
         super::session::check_command(&command)?;
         let (_, record, monitor) = self.running_container(id)?;
-        let mut process = self.plan_of(&record.id)?.process;
+        let mut process = self.process_of(&record)?;
         process.args = command.iter().map(OsString::from).collect();
         process.terminal = false;
         let (mut out, out_theirs) = output_pipe()?;

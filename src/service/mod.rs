@@ -4,6 +4,8 @@
 //! waits for an operation. A mutating operation holds its object's own lock, writes its journal before each step with a
 //! side effect, and publishes its result last.
 
+mod apparmor;
+mod confinement;
 mod container;
 mod devices;
 mod error;
@@ -21,6 +23,7 @@ mod remove;
 mod resources;
 mod sandbox;
 mod seccomp;
+mod selinux;
 pub mod session;
 pub mod stats;
 mod undo;
@@ -108,7 +111,9 @@ pub struct Service {
     lost: AtomicU64,
     from_monitors: mpsc::UnboundedSender<monitors::Event>,
     execs: Mutex<HashMap<String, exec::Waiter>>,
-    filters: seccomp::Filters,
+    filters: Arc<seccomp::Filters>,
+    apparmor: apparmor::AppArmor,
+    selinux: Arc<selinux::SeLinux>,
     rlimits: Vec<Rlimit>,
     default_capabilities: u64,
     available_capabilities: u64,

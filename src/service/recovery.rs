@@ -9,7 +9,7 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::container::rlimits;
 use super::sandbox::blocking;
-use super::{Container, EVENT_QUEUE, Sandbox, Service, ServiceError, features, layer_usage, monitors, now, seccomp};
+use super::{Container, EVENT_QUEUE, Sandbox, Service, ServiceError, apparmor, features, layer_usage, monitors, now, seccomp, selinux};
 use crate::cgroup::Hierarchy;
 use crate::config::Config;
 use crate::errchain::Chain;
@@ -41,6 +41,7 @@ impl Service {
         let may_raise = available_capabilities & capability::parse("SYS_RESOURCE").unwrap_or(0) != 0;
         let walker = layer_usage::Walker::start(config.root.clone());
         let monitor = monitor_path(&config)?;
+        let selinux = selinux::SeLinux::detect(&config.runtime.selinux, selinux::Places::default());
         let service = Arc::new(Self {
             walker: walker.map_err(|source| ServiceError::Host { what: "start a thread for", path: config.root.clone(), source })?,
             features: features::probe(&monitor, &config.root).await,
@@ -61,7 +62,9 @@ impl Service {
             lost: Default::default(),
             from_monitors,
             execs: Mutex::default(),
-            filters: seccomp::Filters::new(),
+            filters: Arc::new(seccomp::Filters::new()),
+            apparmor: apparmor::AppArmor::start(apparmor::Places::default()).await,
+            selinux,
             _lock: lock,
         });
         service.recover().await?;
@@ -82,6 +85,7 @@ impl Service {
         // Every sandbox on a task of its own: one monitor that doesn't answer holds nobody else up.
         let mut tasks = tokio::task::JoinSet::new();
         for record in sandboxes {
+            self.selinux.reserve(&record.selinux_level);
             let containers = by_sandbox.remove(&record.id).unwrap_or_default();
             let service = self.clone();
             tasks.spawn(async move { service.take_back(record, containers).await });

@@ -95,6 +95,7 @@ impl Service {
         blocking(move || forget(&dir)).await?.map_err(ServiceError::Store)?;
         self.sandboxes.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
         self.release(&record.spec.name.key());
+        self.selinux.release(&record.selinux_level);
         self.publish_sandbox(&sandbox, EventKind::Deleted);
         tracing::info!(sandbox = %id, "sandbox removed");
         Ok(())

@@ -67,6 +67,9 @@ impl Service {
         if spec.hostname.is_empty() || !own_net {
             spec.hostname = files::host_name();
         }
+        let confinement = self.pause_confinement(&spec).await?;
+        let level = self.selinux.level(&spec.security.selinux).map_err(ServiceError::SeLinux)?;
+        let labels = self.selinux.labels(&spec.security.selinux, level.name(), spec.privileged).map_err(ServiceError::SeLinux)?;
         let dir = self.state.sandbox(id);
         journal.enter("directory", Undo::RemoveDir(dir.clone())).map_err(ServiceError::Store)?;
         make_dir(&dir).map_err(ServiceError::Store)?;
@@ -100,6 +103,8 @@ impl Service {
             shm_bytes: if own_ipc { self.config.runtime.shm_bytes } else { 0 },
             oom_score_adj: None,
             user_namespace: spec.namespaces.user.plan(),
+            pause: confinement,
+            mount_label: labels.mount,
         };
         let plan = monitors::seal("CreateSandbox", &plan).map_err(ServiceError::monitor("cannot make the pod's namespaces"))?;
         let answer = monitor.call(Call::CreateSandbox, vec![plan]).await.map_err(ServiceError::monitor("cannot make the pod's namespaces"))?;
@@ -124,6 +129,7 @@ impl Service {
             cgroup_parent_ours,
             stopped_at: None,
             network_released: !own_net,
+            selinux_level: level.name().into(),
         };
         if own_net {
             let Some(fd) = fds.into_iter().next() else {
@@ -145,6 +151,7 @@ impl Service {
         files::write_hosts(&dir, &record)?;
         // From here on the sandbox exists: recovery takes the record, not the journal.
         self.state.put_sandbox(&record).map_err(ServiceError::Store)?;
+        level.keep();
         Ok(Sandbox::new(record, Some(monitor)))
     }
 

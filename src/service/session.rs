@@ -189,7 +189,7 @@ impl Service {
         self.admit_exec(ask)?;
         let (container, record, monitor) = self.running_container(&ask.container)?;
         let permit = take(&container.sessions.execs, "exec", record.id.as_str(), self.config.runtime.max_exec_sessions)?;
-        let mut process = self.plan_of(&record.id)?.process;
+        let mut process = self.process_of(&record)?;
         process.args = ask.command.iter().map(OsString::from).collect();
         process.terminal = ask.tty;
         process.terminal_size = (0, 0);

@@ -50,6 +50,9 @@ pub struct SandboxRecord {
     pub stopped_at: Option<u64>,
     /// Its network was given back.
     pub network_released: bool,
+    /// The SELinux level of its processes and files; empty on a node without SELinux.
+    #[serde(default)]
+    pub selinux_level: String,
 }
 
 /// How a container ended.

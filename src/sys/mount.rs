@@ -209,6 +209,12 @@ impl NewFs {
         })
     }
 
+    /// Has SELinux give everything in the filesystem this context; an empty one changes nothing. A kernel without SELinux refuses
+    /// any other.
+    pub fn context(&self, context: &str) -> Result<(), NewFsError> {
+        if context.is_empty() { Ok(()) } else { self.set("context", context) }
+    }
+
     /// Makes the filesystem and a detached mount of it.
     pub fn mount(self, attributes: Attributes) -> Result<OwnedFd, NewFsError> {
         rustix::mount::fsconfig_create(&self.context).map_err(|error| self.error("creation".into(), error))?;

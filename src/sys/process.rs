@@ -345,6 +345,21 @@ pub fn block_signals() {
     }
 }
 
+/// Whether this process may wait for signals: a seccomp filter can forbid it.
+pub fn can_idle() -> io::Result<()> {
+    let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the set and the time live through the call, and no siginfo is asked for.
+    let done = unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigtimedwait(&raw const set, std::ptr::null_mut(), &raw const now)
+    };
+    match io::Error::last_os_error() {
+        error if done == -1 && !matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// What an init of a PID namespace does that has nothing to do: closes every descriptor, reaps orphans, and ends on SIGTERM or
 /// SIGINT. [`block_signals`] comes first, or the kernel would drop both, as it does for an init without handlers.
 pub fn idle_as_init() -> ! {
@@ -363,6 +378,8 @@ pub fn idle_as_init() -> ! {
         // SAFETY: `set` is valid, and no siginfo is asked for.
         match unsafe { libc::sigwaitinfo(&raw const set, std::ptr::null_mut()) } {
             libc::SIGTERM | libc::SIGINT => exit_now(0),
+            // Refused, by a seccomp filter: better to end than to try for ever.
+            -1 if io::Error::last_os_error().raw_os_error() != Some(libc::EINTR) => exit_now(CHILD_FAILED),
             _ => while let Ok(Some(_)) = reap() {},
         }
     }

@@ -87,7 +87,7 @@ impl Lab {
         std::fs::create_dir_all(&work).unwrap();
         ContainerPlan {
             id: id.into(),
-            rootfs: Rootfs::Overlay(Overlay { layers_dir: self.path("layers"), lower: vec!["base".into()], upper, work }),
+            rootfs: Rootfs::Overlay(Overlay { layers_dir: self.path("layers"), lower: vec!["base".into()], upper, work, ..Overlay::default() }),
             mounts: default_mounts().into_iter().chain([bind(&self.path("flags"), "/flags")]).collect(),
             namespaces: Namespaces {
                 net: Namespace::Private,

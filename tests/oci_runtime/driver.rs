@@ -237,8 +237,13 @@ impl Lab {
         let writable = self.path(&id);
         std::fs::create_dir_all(writable.join("upper")).unwrap();
         std::fs::create_dir_all(writable.join("work")).unwrap();
-        let overlay =
-            Overlay { layers_dir: self.path("layers"), lower: vec!["base".into()], upper: writable.join("upper"), work: writable.join("work") };
+        let overlay = Overlay {
+            layers_dir: self.path("layers"),
+            lower: vec!["base".into()],
+            upper: writable.join("upper"),
+            work: writable.join("work"),
+            ..Overlay::default()
+        };
         ContainerPlan {
             rootfs: Rootfs::Overlay(overlay),
             mounts: default_mounts(),

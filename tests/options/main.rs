@@ -10,6 +10,7 @@ mod root;
 
 mod devices;
 mod events;
+mod fields;
 mod images;
 mod inspect;
 mod mounts;
@@ -17,7 +18,9 @@ mod namespaces;
 mod network;
 mod observe;
 mod process;
+mod profiles;
 mod resources;
+mod sandbox;
 mod security;
 mod stats;
 mod update;
@@ -32,13 +35,16 @@ use node::{BUSYBOX, Node};
 const PARTS: &[&[harness::Test<Node>]] = &[
     devices::TESTS,
     events::TESTS,
+    fields::TESTS,
     images::TESTS,
     inspect::TESTS,
     mounts::TESTS,
     namespaces::TESTS,
     network::TESTS,
     process::TESTS,
+    profiles::TESTS,
     resources::TESTS,
+    sandbox::TESTS,
     security::TESTS,
     stats::TESTS,
     update::TESTS,

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use super::resources::pod_resources;
-use super::{absolute, bad, clean, labels, later, missing, name};
+use super::security::sandbox_security;
+use super::{absolute, bad, clean, labels, missing, name};
 use crate::api;
 use crate::errchain::Remote;
 use crate::model::sandbox::{Dns, IdMapping, NamespaceMode, NamespaceModes, PodName, PortMapping, Protocol, SandboxSpec, UserNamespace};
@@ -34,7 +35,7 @@ pub fn sandbox(config: Option<api::PodSandboxConfig>, runtime_handler: String) -
     }
     let linux = config.linux.unwrap_or_default();
     let security = linux.security_context.unwrap_or_default();
-    let namespaces = namespaces("config.linux.security_context.namespace_options", security.namespace_options)?;
+    let namespaces = namespaces("config.linux.security_context.namespace_options", security.namespace_options.clone())?;
     for (field, mode) in [("network", namespaces.network), ("ipc", namespaces.ipc)] {
         if !matches!(mode, NamespaceMode::Pod | NamespaceMode::Node) {
             return Err(bad(&format!("config.linux.security_context.namespace_options.{field}"), &format!("{mode:?}"), "is neither POD nor NODE"));
@@ -51,9 +52,6 @@ pub fn sandbox(config: Option<api::PodSandboxConfig>, runtime_handler: String) -
     }
     if namespaces.pid == NamespaceMode::Target {
         return Err(bad("config.linux.security_context.namespace_options.pid", "TARGET", "is for containers only"));
-    }
-    if security.selinux_options.is_some_and(|options| options != api::SeLinuxOption::default()) {
-        return Err(later("config.linux.security_context.selinux_options", "SELinux options"));
     }
     if !linux.cgroup_parent.is_empty() && linux.cgroup_parent.ends_with(".slice") && !linux.cgroup_parent.contains('/') {
         return Err(bad("config.linux.cgroup_parent", &linux.cgroup_parent, "is a systemd slice, but the cgroup driver is cgroupfs"));
@@ -78,6 +76,7 @@ pub fn sandbox(config: Option<api::PodSandboxConfig>, runtime_handler: String) -
         namespaces,
         sysctls: linux.sysctls.into_iter().collect(),
         privileged: security.privileged,
+        security: sandbox_security(&security)?,
         runtime_handler,
         overhead: pod_resources("config.linux.overhead", linux.overhead)?,
         resources: pod_resources("config.linux.resources", linux.resources)?,
@@ -87,10 +86,11 @@ pub fn sandbox(config: Option<api::PodSandboxConfig>, runtime_handler: String) -
 fn port(mapping: api::PortMapping) -> Result<PortMapping, Remote> {
     let number =
         |field: &str, value: i32| u16::try_from(value).map_err(|_| bad(&format!("config.port_mappings.{field}"), &value.to_string(), "is no port"));
-    let protocol = match mapping.protocol() {
-        api::Protocol::Tcp => Protocol::Tcp,
-        api::Protocol::Udp => Protocol::Udp,
-        api::Protocol::Sctp => Protocol::Sctp,
+    let protocol = match api::Protocol::try_from(mapping.protocol) {
+        Ok(api::Protocol::Tcp) => Protocol::Tcp,
+        Ok(api::Protocol::Udp) => Protocol::Udp,
+        Ok(api::Protocol::Sctp) => Protocol::Sctp,
+        Err(_) => return Err(bad("config.port_mappings.protocol", &mapping.protocol.to_string(), "is no protocol")),
     };
     let host_ip = match mapping.host_ip.as_str() {
         "" => None,

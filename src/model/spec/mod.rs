@@ -14,8 +14,9 @@ pub use resources::{limits, update};
 
 use super::container::{ContainerSpec, SecurityProfile};
 use super::sandbox::SandboxSpec;
+use super::selinux::Labels;
 use crate::errchain::{Kind, Kinded};
-use crate::plan::{Capabilities, CgroupPlan, ContainerPlan, DeviceNode, DeviceRule, LogPlan, Overlay, Process, Rlimit, Rootfs, capability};
+use crate::plan::{CgroupPlan, ContainerPlan, DeviceNode, DeviceRule, LogPlan, Overlay, Process, Rlimit, Rootfs};
 use crate::wire::Bytes;
 
 /// Why a container can't be.
@@ -30,6 +31,9 @@ pub enum SpecError {
     /// A capability that doesn't exist.
     #[error("field linux.security_context.capabilities: {0:?} is no capability")]
     Capability(String),
+    /// A capability that is wanted and not.
+    #[error("field linux.security_context.capabilities: {0:?} is both in add_ambient_capabilities and in drop_capabilities")]
+    Contradiction(String),
     /// A name or a number is out of range, or a path is not absolute.
     #[error("field {field}: {value:?} {reason}")]
     Field {
@@ -67,6 +71,17 @@ pub struct ImageDefaults {
     pub volumes: BTreeSet<String>,
 }
 
+/// A compiled seccomp filter and how it is loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Filter {
+    /// The array of `struct sock_filter`; empty: there is none.
+    pub program: Vec<u8>,
+    /// SECCOMP_FILTER_FLAG_LOG.
+    pub log: bool,
+    /// Without SECCOMP_FILTER_FLAG_SPEC_ALLOW.
+    pub mitigate: bool,
+}
+
 /// What the node and the pod give a container.
 #[derive(Debug, Clone, Default)]
 pub struct Surroundings {
@@ -86,8 +101,12 @@ pub struct Surroundings {
     pub volumes_dir: PathBuf,
     /// The value of HOSTNAME.
     pub hostname: String,
-    /// The compiled seccomp filter; empty: none.
-    pub seccomp: Vec<u8>,
+    /// The compiled seccomp filter.
+    pub seccomp: Filter,
+    /// The AppArmor profile; empty: none.
+    pub apparmor: String,
+    /// The SELinux labels; empty on a node without SELinux.
+    pub labels: Labels,
     /// Capabilities of a container by default.
     pub default_capabilities: u64,
     /// Capabilities that the daemon itself has: nothing beyond can be given.
@@ -109,23 +128,21 @@ pub struct Surroundings {
 /// The whole plan.
 pub fn plan(spec: &ContainerSpec, pod: &SandboxSpec, image: &ImageDefaults, around: Surroundings) -> Result<ContainerPlan, SpecError> {
     let security = &spec.security;
-    let mounts = mounts::mounts(spec, pod, image, &around)?;
-    let mask = capabilities(spec, around.default_capabilities)? & around.available_capabilities;
-    let ambient = security
-        .add_ambient_capabilities
-        .iter()
-        .try_fold(0, |sum, name| capability::parse(name).map(|bit| sum | bit).ok_or_else(|| SpecError::Capability(name.clone())))?
-        & around.available_capabilities;
+    let mounts = mounts::labelled(mounts::mounts(spec, pod, image, &around)?, &around);
     let process = Process {
         args: process::args(spec, image)?,
         env: process::env(spec, image, &around.hostname),
         cwd: process::cwd(spec, image)?,
         user: process::user(spec, image)?,
-        capabilities: Capabilities { bounding: mask | ambient, permitted: mask | ambient, effective: mask | ambient, inheritable: ambient, ambient },
+        capabilities: capabilities(spec, around.default_capabilities, around.available_capabilities)?,
         no_new_privileges: security.no_new_privs,
         rlimits: around.rlimits,
         oom_score_adj: Some(process::oom_score_adj(spec)?),
-        seccomp: Bytes(around.seccomp),
+        seccomp: Bytes(around.seccomp.program),
+        seccomp_log: around.seccomp.log,
+        seccomp_mitigate: around.seccomp.mitigate,
+        apparmor: around.apparmor,
+        selinux: around.labels.process,
         terminal: spec.tty,
         terminal_size: (0, 0),
         restrict_oom_score_adj: around.restrict_oom_score_adj,
@@ -139,7 +156,7 @@ pub fn plan(spec: &ContainerSpec, pod: &SandboxSpec, image: &ImageDefaults, arou
     }
     Ok(ContainerPlan {
         id: around.id,
-        rootfs: Rootfs::Overlay(around.rootfs),
+        rootfs: Rootfs::Overlay(Overlay { context: around.labels.mount.clone(), ..around.rootfs }),
         rootfs_readonly: security.readonly_rootfs,
         mounts,
         namespaces: namespaces::namespaces(spec, pod, around.cgroup_v2)?,

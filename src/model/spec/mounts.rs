@@ -18,7 +18,7 @@ pub(super) fn mounts(spec: &ContainerSpec, pod: &SandboxSpec, image: &ImageDefau
         all.retain(|earlier: &Mount| earlier.target != target);
         let kind = match (&mount.image, layers) {
             (Some(image), Some(layers)) => MountKind::Image(ImageMount { layers, sub_path: image.sub_path.clone() }),
-            _ => MountKind::Bind(bind(mount)),
+            _ => MountKind::Bind(bind(mount, &around.labels.mount)),
         };
         all.push(Mount { target, kind, readonly: mount.readonly, ..Mount::default() });
     }
@@ -71,7 +71,7 @@ fn host_path(source: &Path, target: &Path) -> Mount {
     Mount { target: target.into(), kind: MountKind::Bind(bind), ..Mount::default() }
 }
 
-fn bind(mount: &container::Mount) -> Bind {
+fn bind(mount: &container::Mount, label: &str) -> Bind {
     Bind {
         source: mount.host_path.clone(),
         recursive: true,
@@ -82,7 +82,7 @@ fn bind(mount: &container::Mount) -> Bind {
         },
         readonly_recursive: mount.recursive_read_only,
         make_source: true,
-        relabel: String::new(),
+        relabel: if mount.selinux_relabel { label.into() } else { String::new() },
         idmap: mount.idmap.map(|(uids, gids)| plan::UserNamespace { uids: uids.range(), gids: gids.range() }),
     }
 }
@@ -127,6 +127,21 @@ fn cleaned(text: &str) -> PathBuf {
         }
     }
     path
+}
+
+/// The mounts with an SELinux context: those that are the container's own, images, and the pod's files. The kernel's views of
+/// itself have their own labels, and what is bound from the host keeps its unless the mount asks for another.
+pub(super) fn labelled(mut mounts: Vec<Mount>, around: &Surroundings) -> Vec<Mount> {
+    let context = &around.labels.mount;
+    for mount in &mut mounts {
+        match &mut mount.kind {
+            MountKind::Tmpfs | MountKind::Devpts | MountKind::Mqueue => mount.context = context.clone(),
+            MountKind::Image(image) => image.layers.context = context.clone(),
+            MountKind::Bind(bind) if around.pod_files.iter().any(|(_, source)| *source == bind.source) => bind.relabel = context.clone(),
+            _ => {}
+        }
+    }
+    mounts
 }
 
 /// Masked and read-only paths.

@@ -6,16 +6,17 @@ use std::path::PathBuf;
 
 use super::{ImageDefaults, SpecError, absolute};
 use crate::model::container::{ContainerSpec, GroupsPolicy};
-use crate::plan::{self, User, capability};
+use crate::plan::{self, Capabilities, User, capability};
 
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The mask of capabilities that a container has. `ALL` in either list is taken first, then single names.
-pub fn capabilities(spec: &ContainerSpec, defaults: u64) -> Result<u64, SpecError> {
+/// The capabilities of a container's processes. `ALL` in either list is taken first, then single names. Of what is asked for, a
+/// container has what the daemon's own bounding set (`available`) has.
+///
+/// Ambient ones (KEP-2763) need no place in the list of those to add: they are added to every set, since the kernel lets a
+/// set be ambient only where it is permitted and inheritable too. Beside them nothing is inheritable (CVE-2022-29162).
+pub fn capabilities(spec: &ContainerSpec, defaults: u64, available: u64) -> Result<Capabilities, SpecError> {
     let security = &spec.security;
-    if security.privileged {
-        return Ok(capability::ALL);
-    }
     let parse = |names: &[String]| -> Result<(bool, u64), SpecError> {
         names.iter().try_fold((false, 0), |(all, mask), name| match capability::parse(name) {
             Some(capability::ALL) => Ok((true, mask)),
@@ -25,14 +26,20 @@ pub fn capabilities(spec: &ContainerSpec, defaults: u64) -> Result<u64, SpecErro
     };
     let (add_all, add) = parse(&security.add_capabilities)?;
     let (drop_all, drop) = parse(&security.drop_capabilities)?;
-    let mut mask = defaults;
-    if add_all {
-        mask = capability::ALL;
+    let (ambient_all, ambient) = parse(&security.add_ambient_capabilities)?;
+    let drop = if security.privileged { 0 } else { drop };
+    if let Some(name) = security.add_ambient_capabilities.iter().find(|name| capability::parse(name).is_some_and(|bit| bit & drop == bit)) {
+        return Err(SpecError::Contradiction(name.clone()));
     }
-    if drop_all {
-        mask = 0;
-    }
-    Ok((mask | add) & !drop)
+    let ambient = if ambient_all { capability::ALL & !drop } else { ambient };
+    let mut mask = match (security.privileged || add_all, drop_all && !security.privileged) {
+        (_, true) => 0,
+        (true, false) => capability::ALL,
+        (false, false) => defaults,
+    };
+    mask = (mask | add) & !drop;
+    let (ambient, all) = (ambient & available, (mask | ambient) & available);
+    Ok(Capabilities { bounding: all, permitted: all, effective: all, inheritable: ambient, ambient })
 }
 
 pub(super) fn args(spec: &ContainerSpec, image: &ImageDefaults) -> Result<Vec<OsString>, SpecError> {
@@ -124,22 +131,40 @@ mod tests {
     }
 
     #[test]
-    fn capabilities_add_and_drop() {
+    fn capabilities_are_added_dropped_and_clamped() {
         let bit = |name| capability::parse(name).unwrap();
-        let check = |add: &[&str], drop: &[&str], want: u64| {
+        let list = |names: &[&str]| names.iter().map(|s| s.to_string()).collect::<Vec<_>>();
+        let sets = |add: &[&str], drop: &[&str], ambient: &[&str], privileged, available| {
             let (mut spec, _) = base();
-            spec.security.add_capabilities = add.iter().map(|s| s.to_string()).collect();
-            spec.security.drop_capabilities = drop.iter().map(|s| s.to_string()).collect();
-            assert_eq!(capabilities(&spec, bit("CHOWN") | bit("KILL")).unwrap(), want, "+{add:?} -{drop:?}");
+            spec.security.add_capabilities = list(add);
+            spec.security.drop_capabilities = list(drop);
+            spec.security.add_ambient_capabilities = list(ambient);
+            spec.security.privileged = privileged;
+            capabilities(&spec, bit("CHOWN") | bit("KILL"), available)
         };
-        check(&[], &[], bit("CHOWN") | bit("KILL"));
-        check(&["NET_ADMIN"], &["CHOWN"], bit("KILL") | bit("NET_ADMIN"));
-        check(&["ALL"], &["CHOWN"], capability::ALL & !bit("CHOWN"));
-        check(&["CHOWN"], &["ALL"], bit("CHOWN"));
-        check(&["ALL"], &["ALL"], 0);
-        let (mut spec, _) = base();
-        spec.security.add_capabilities = vec!["FLY".into()];
-        assert_eq!(capabilities(&spec, 0), Err(SpecError::Capability("FLY".into())));
+        let check = |add: &[&str], drop: &[&str], ambient: &[&str], want: u64, want_ambient: u64| {
+            let found = sets(add, drop, ambient, false, capability::ALL).unwrap();
+            let want = Capabilities { bounding: want, permitted: want, effective: want, inheritable: want_ambient, ambient: want_ambient };
+            assert_eq!(found, want, "+{add:?} -{drop:?} ^{ambient:?}");
+        };
+        let some = bit("CHOWN") | bit("KILL");
+        check(&[], &[], &[], some, 0);
+        check(&["NET_ADMIN"], &["CHOWN"], &[], bit("KILL") | bit("NET_ADMIN"), 0);
+        check(&["ALL"], &["CHOWN"], &[], capability::ALL & !bit("CHOWN"), 0);
+        check(&["CHOWN"], &["ALL"], &[], bit("CHOWN"), 0);
+        check(&["ALL"], &["ALL"], &[], 0, 0);
+        check(&["cap_net_admin"], &["all"], &[], bit("NET_ADMIN"), 0);
+        check(&[], &[], &["CAP_NET_RAW"], some | bit("NET_RAW"), bit("NET_RAW"));
+        check(&[], &["ALL"], &["NET_RAW"], bit("NET_RAW"), bit("NET_RAW"));
+        check(&[], &["CHOWN"], &["ALL"], capability::ALL & !bit("CHOWN"), capability::ALL & !bit("CHOWN"));
+
+        assert_eq!(sets(&[], &["ALL"], &[], true, capability::ALL).unwrap().bounding, capability::ALL);
+        assert_eq!(sets(&["NET_RAW"], &[], &["NET_RAW", "KILL"], false, some).unwrap().ambient, bit("KILL"));
+        assert_eq!(sets(&["ALL"], &[], &[], false, some).unwrap().bounding, some);
+        assert_eq!(sets(&[], &[], &[], true, some).unwrap().effective, some);
+        assert_eq!(sets(&["FLY"], &[], &[], false, some), Err(SpecError::Capability("FLY".into())));
+        assert_eq!(sets(&[], &[], &["FLY"], true, some), Err(SpecError::Capability("FLY".into())));
+        assert_eq!(sets(&[], &["KILL"], &["kill"], false, some), Err(SpecError::Contradiction("kill".into())));
     }
 
     #[test]
