@@ -327,7 +327,7 @@ fn stats_are_complete(node: &mut Node) {
         std::thread::sleep(Duration::from_millis(10));
         now = stats(&id);
         let used = |stats: &api::ContainerStats| stats.cpu.as_ref().unwrap().usage_core_nano_seconds.unwrap().value;
-        if used(&now) > used(&first) {
+        if used(&now) > used(&first) && now.cpu.as_ref().unwrap().usage_nano_cores.is_some() {
             break;
         }
     }

@@ -107,7 +107,7 @@ impl Samples {
     fn load(&mut self, at: u64, cpu_ns: u64) -> Option<u64> {
         if let Some((then, before)) = self.cpu {
             let window = at.saturating_sub(then);
-            if window < MIN_WINDOW && self.nano_cores.is_some() {
+            if window < MIN_WINDOW {
                 return self.nano_cores;
             }
             let used = u128::from(cpu_ns.saturating_sub(before));
@@ -394,6 +394,8 @@ mod tests {
         assert_eq!(samples.load(2_000_000_000, 500_000_000), Some(500_000_000));
         assert_eq!(samples.load(2_000_000_001, 600_000_000), Some(500_000_000), "too close: the last value stands");
         assert_eq!(samples.load(3_000_000_000, 500_000_000), Some(0));
+        let mut young = Samples { cpu: Some((1_000_000_000, 0)), ..Samples::default() };
+        assert_eq!(young.load(1_001_000_000, 8_000_000), None, "what a start costs is no load");
     }
 
     #[test]

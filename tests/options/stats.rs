@@ -66,7 +66,8 @@ fn of_a_container(node: &mut Node) {
     let of = first.attributes.as_ref().unwrap();
     assert_eq!((of.id.as_str(), of.metadata.as_ref().unwrap().name.as_str()), (id.as_str(), "main"));
     let used = |stats: &api::ContainerStats| value(&stats.cpu.as_ref().unwrap().usage_core_nano_seconds);
-    let now = until(|| stats(node, &id), |now| used(now) > used(&first) && value(&now.cpu.as_ref().unwrap().usage_nano_cores) > 0);
+    let now =
+        until(|| stats(node, &id), |now| used(now) > used(&first) && now.cpu.as_ref().unwrap().usage_nano_cores.is_some_and(|load| load.value > 0));
     let cpu = now.cpu.unwrap();
     assert!(cpu.timestamp > first.cpu.unwrap().timestamp);
     // A fifth of a CPU, and what the kernel lets through.
