@@ -207,7 +207,7 @@ wire_struct! {
         7 options: String,
         /// MS_NOATIME, else MS_RELATIME.
         8 noatime: bool,
-        /// SELinux context of a new tmpfs, devpts or mqueue and of all in it; empty: what the policy gives.
+        /// SELinux context of a new tmpfs, devpts or mqueue and of all in it, or of a volume; empty: what the policy gives.
         9 context: String,
     }
 

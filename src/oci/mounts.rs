@@ -224,7 +224,8 @@ pub fn prepare<'a>(mount: &'a Mount, plan: &ContainerPlan, from: Sources<'_>) ->
         }
         MountKind::Volume(source) => {
             // On disk it belongs to the ids that the container sees, as the image's layers do.
-            let bind = Bind { source: source.clone(), idmap: plan.user_namespace.clone(), ..Bind::default() };
+            let (idmap, relabel) = (plan.user_namespace.clone(), mount.context.clone());
+            let bind = Bind { source: source.clone(), idmap, relabel, ..Bind::default() };
             let (tree, leaf) = bind_source(mount, &bind, from)?;
             (Content::Volume(tree), leaf)
         }

@@ -213,6 +213,11 @@ fn a_volume_is_labelled(lab: &Lab) {
     }
     lab.run(plan(&lab.path("outside/file"))).unwrap();
     assert_eq!(label_of(&lab.path("outside/file")), LABEL);
+    // A volume that the image defines, without being asked for.
+    let mut defined = lab.plan("true");
+    defined.mounts.push(Mount { context: LABEL.into(), ..volume(lab, "defined", "/defined") });
+    lab.run(defined).unwrap();
+    assert_eq!(label_of(&lab.path("defined")), LABEL);
     // CVE-2021-43816, also behind a link.
     symlink("/usr", lab.path("usr")).unwrap();
     for source in ["/", "/etc", "/proc/sys"].map(Path::new).into_iter().chain([lab.path("usr").as_path()]) {

@@ -135,7 +135,7 @@ pub(super) fn labelled(mut mounts: Vec<Mount>, around: &Surroundings) -> Vec<Mou
     let context = &around.labels.mount;
     for mount in &mut mounts {
         match &mut mount.kind {
-            MountKind::Tmpfs | MountKind::Devpts | MountKind::Mqueue => mount.context = context.clone(),
+            MountKind::Tmpfs | MountKind::Devpts | MountKind::Mqueue | MountKind::Volume(_) => mount.context = context.clone(),
             MountKind::Image(image) => image.layers.context = context.clone(),
             MountKind::Bind(bind) if around.pod_files.iter().any(|(_, source)| *source == bind.source) => bind.relabel = context.clone(),
             _ => {}
