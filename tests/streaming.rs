@@ -358,15 +358,7 @@ fn ports_are_forwarded(node: &mut Node) {
     talk.kill();
     node.remove_pod(&pod);
     // A pod on the host's network, and a port that nobody listens on.
-    let mut config = node.pod_config();
-    config.linux = Some(api::LinuxPodSandboxConfig {
-        security_context: Some(api::LinuxSandboxSecurityContext {
-            namespace_options: Some(api::NamespaceOption { network: api::NamespaceMode::Node.into(), ..Default::default() }),
-            ..Default::default()
-        }),
-        ..Default::default()
-    });
-    let pod = node.run_pod(&config).unwrap();
+    let pod = run_host_pod(node);
     let listener = std::net::TcpListener::bind("[::1]:0").unwrap();
     let served = listener.local_addr().unwrap().port();
     let serving = std::thread::spawn(move || {
@@ -388,9 +380,24 @@ fn ports_are_forwarded(node: &mut Node) {
     node.assert_nothing_left();
 }
 
+/// A pod on the host's network, which is that of this test.
+fn run_host_pod(node: &Node) -> String {
+    let options = api::NamespaceOption { network: api::NamespaceMode::Node.into(), ..Default::default() };
+    let context = api::LinuxSandboxSecurityContext { namespace_options: Some(options), ..Default::default() };
+    let linux = api::LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() };
+    node.run_pod(&api::PodSandboxConfig { linux: Some(linux), ..node.pod_config() }).unwrap()
+}
+
 fn fifty_connections_through_one_port(node: &mut Node) {
-    let (pod, _) = node.run_ready(SERVER);
-    let (talk, port) = forward(node, &pod, 9000);
+    let pod = run_host_pod(node);
+    // Not busybox's nc, which resets some of so many.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (talk, port) = forward(node, &pod, listener.local_addr().unwrap().port());
+    std::thread::spawn(move || {
+        for stream in listener.incoming().take(50).flatten() {
+            std::thread::spawn(move || std::io::copy(&mut &stream, &mut &stream).and_then(|_| stream.shutdown(Shutdown::Write)));
+        }
+    });
     let clients: Vec<_> = (0..50_usize)
         .map(|n| {
             std::thread::spawn(move || {
