@@ -11,6 +11,7 @@
 # Prints a line for each spec and critest's summary (the whole output when a spec failed, or with VERBOSE=1), and exits
 # with critest's code, or with 1 if Copepod left anything behind: processes, mounts, network namespaces, interfaces,
 # addresses, control groups, files of pods.
+# $COPEPOD_CGROUP_DRIVER: cgroupfs (default) or systemd, for which the machine's init has to be systemd, with cgroup v2.
 # Needs root; what is missing is installed or built (packages, programs, crictl and critest, test images). Runs in
 # namespaces of its own, with its own registry, network, root, state and socket. Leaves only the cache.
 

@@ -1,14 +1,19 @@
 # shellcheck shell=bash
 # A Copepod of a script's own: its root, state, socket, control groups and CNI network, in namespaces of its own, and
 # the proof that nothing of it is left. Sourced after lib.sh, never run.
+# $COPEPOD_CGROUP_DRIVER: cgroupfs, or systemd where that is the machine's init; then in the machine's own process namespace,
+# which is systemd's.
 : "${bins:?lib.sh comes first}"
+driver=${COPEPOD_CGROUP_DRIVER:-cgroupfs}
 
 # in_sandbox "$@": first thing in a script: runs it again as root in new mount, network and process namespaces, where
 # the rest happens. The machine's network is out of reach and untouched, and what is still there at the end ends.
 in_sandbox() {
   need_root
   if [[ -z ${COPEPOD_SANDBOX:-} ]]; then
-    COPEPOD_SANDBOX=1 exec unshare --mount --net --pid --fork --kill-child --mount-proc --propagation slave "$0" "$@"
+    local processes=(--pid --fork --kill-child --mount-proc)
+    [[ $driver != systemd ]] || processes=()
+    COPEPOD_SANDBOX=1 exec unshare --mount --net "${processes[@]}" --propagation slave "$0" "$@"
   fi
   # Shared again, but not with the machine: containers' mounts propagate within the sandbox.
   mount --make-rshared /
@@ -22,7 +27,8 @@ need_node_packages() {
 # node_create DIR [REGISTRY]: writes a configuration for a Copepod in DIR. REGISTRY (host:port) stands in for the public ones.
 node_create() {
   node=$1
-  node_name=${node##*/}
+  # The same name as a control group's and as a unit's.
+  node_name=$(tr -c 'a-zA-Z0-9\n' _ <<<"${node##*/}")
   endpoint=unix://$node/copepod.sock
   mkdir -p "$node"/{root,state,netns,registries.d,cni/{conf,cache,ipam}}
   mount -t tmpfs -o mode=700 tmpfs "$node/state"
@@ -37,7 +43,7 @@ monitor:
   path: $bins/copepod-monitor
   cgroup: /$node_name/monitors
 cgroup:
-  driver: cgroupfs
+  driver: $driver
   defaultParent: /$node_name/pods
 network:
   cniConfDir: $node/cni/conf
@@ -109,7 +115,7 @@ node_left() {
   local left
   left=$(
     cd /
-    for process in /proc/[0-9]*; do
+    [[ $driver == systemd ]] || for process in /proc/[0-9]*; do
       pid=${process#/proc/}
       # This shell, its subshells, and what has ended.
       [[ $pid == "$$" || $pid == "$BASHPID" ]] || gone "$pid" || [[ $(readlink "$process/exe") == "$(readlink /proc/$$/exe)" ]] ||
@@ -121,6 +127,7 @@ node_left() {
     find "$node/cni/ipam" -type f ! -name lock ! -name 'last_reserved_ip.*' -printf 'IPAM file: %p\n'
     find "$node/cni/cache" -type f -printf 'CNI result: %p\n'
     find "$node"/state/{pods,containers,journal} "$node/root/containers" -mindepth 1 -maxdepth 1 -printf 'file: %p\n'
+    [[ $driver != systemd ]] || node_units
     find /sys/fs/cgroup -mindepth 2 -type d -path "*/$node_name/pods/*" -printf 'control group: %p\n'
     find /sys/fs/cgroup -mindepth 2 -type d -path "*/$node_name/monitors/*" -printf 'control group: %p\n'
   )
@@ -129,6 +136,14 @@ node_left() {
   say "$left"
   return 1
 }
+
+# What systemd knows of pods, containers and monitors; the monitors' scope ends a moment after the daemon.
+node_units() {
+  wait_until 10 "the monitors' scope ends" node_monitors_ended || true
+  systemctl list-units --all --plain --no-legend "$node_name-pods-*" "$node_name-monitors.scope" 'copepod-*.scope' | sed 's/^/unit: /'
+}
+
+node_monitors_ended() { ! systemctl --quiet is-active "$node_name-monitors.scope"; }
 
 # node_remove: ends what still runs and deletes the directory and the control groups. Safe to call twice.
 node_remove() {
@@ -140,6 +155,10 @@ node_remove() {
       pid=${process#/proc/}
       [[ $pid == 1 || $pid == "$BASHPID" ]] || kill -KILL "$pid" 2>/dev/null || true
     done
+  fi
+  if [[ $driver == systemd ]]; then
+    [[ -z ${daemon:-} ]] || kill -KILL "$daemon" 2>/dev/null || true
+    systemctl stop "$node_name-monitors.scope" "$node_name-pods.slice" "$node_name.slice" 2>/dev/null || true
   fi
   wait_until 10 "the control groups of $node_name are empty" node_cgroups_removed || true
   node_mounts | grep "^$node/" | sort -r | while read -r mount; do umount -l "$mount"; done || true

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# hack/vm.sh: runs a command as root in a virtual machine with Debian's cloud kernel and cgroup v2 only.
+# hack/vm.sh: runs a command as root in a virtual machine like the nodes that users have: Debian's cloud kernel, systemd,
+# cgroup v2 only, AppArmor.
 #
 #   sudo hack/vm.sh [OPTIONS] [--] COMMAND [ARGUMENT…]   in a copy of this checkout, at the same path
 #   sudo hack/vm.sh [OPTIONS] --tests [NAME…]            the test executables of `cargo test`: all, or `copepod`
@@ -9,6 +10,9 @@
 #   --memory MIB        default 4096
 #   --cpus N            default: the host's
 #   --results DIR       copies what the command leaves in $RESULTS there
+#   --reboots N         the command may reboot the machine so often (systemctl reboot): it runs again after each boot,
+#                       with the number of boots before this one in $COPEPOD_VM_BOOT, until it exits
+#   --no-systemd        a shell script is the first process instead of systemd
 #
 # For example: hack/vm.sh uname -r; hack/vm.sh hack/critest.sh --today; hack/vm.sh --tests. Standard output and error
 # come as one stream; the exit code is the command's. Of the outside the guest has copies: the checkout without
@@ -25,8 +29,9 @@ help_if_asked "$@"
 
 # What the guest has beside Debian's minimal base.
 packages=busybox-static,containernetworking-plugins,curl,docker-registry,iproute2,iptables,kmod,nftables,openssl,procps,psmisc,python3,attr,strace
+packages+=,systemd,systemd-sysv,dbus,apparmor
 
-timeout=2400 memory=4096 cpus=$(nproc) results='' tests=
+timeout=2400 memory=4096 cpus=$(nproc) results='' tests='' reboots=0 systemd=1
 while [[ $# -gt 0 ]]; do
   case $1 in
     --timeout) timeout=$2 && shift 2 ;;
@@ -34,6 +39,8 @@ while [[ $# -gt 0 ]]; do
     --cpus) cpus=$2 && shift 2 ;;
     --results) results=$2 && shift 2 ;;
     --tests) tests=1 && shift ;;
+    --reboots) reboots=$2 && shift 2 ;;
+    --no-systemd) systemd='' && shift ;;
     --) shift && break ;;
     -*) die "no such option: $1 (see --help)" ;;
     *) break ;;
@@ -69,6 +76,8 @@ make_guest() {
   rm "$root"/var/tmp/*.deb
   kernel=$(ls "$root/lib/modules")
   chroot "$root" depmod "$kernel"
+  # Without one, every boot would be the first, which sets things up.
+  sha256sum <<<"$key" | cut -c1-32 >"$root/etc/machine-id"
   mkdir -p "$initrd"/{bin,dev,proc,new,modules} "$root/payload"
   cp "$root/bin/busybox" "$initrd/bin/"
   for module in $(chroot "$root" modprobe -S "$kernel" --show-depends virtio_pci | awk '$1 == "insmod" { print $2 }') \
@@ -141,11 +150,13 @@ if [[ -n $tests ]]; then
   need_cargo
   say "building the tests"
   # The library's unit tests bear the package's name.
-  targets=()
+  targets=() extra=()
+  # What needs systemd is for nowhere else, and only built when it is named.
+  [[ $# -gt 0 || -z $systemd ]] || extra=(--tests --lib --test systemd)
   for name in "$@"; do
     if [[ $name == copepod ]]; then targets+=(--lib); else targets+=(--test "$name"); fi
   done
-  (cd "$project" && cargo test --locked --no-run --message-format=json ${targets[@]+"${targets[@]}"}) >"$work/cargo.json" || die "the tests don't build"
+  (cd "$project" && cargo test --locked --no-run --message-format=json "${extra[@]}" "${targets[@]}") >"$work/cargo.json" || die "the tests don't build"
   # One line for each executable: the target's name ("-" for a program that tests start), a tab, the path.
   python3 - "$work/cargo.json" >"$work/executables" <<'PY'
 import json, sys
@@ -171,13 +182,49 @@ PY
   set -- bash /payload/tests
 fi
 
-# The guest's first process: mounts what a node has, runs the command, writes its exit code, switches off.
+# What the guest has on its disk for the command: how it runs, and what comes after.
+cat >"$payload/run" <<RUN
+#!/bin/bash
+exec </dev/null >/dev/console 2>&1
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb LANG=C.UTF-8 RESULTS=/payload/results
+$(printf 'export COPEPOD_CACHE=%q OUT=%q COPEPOD_VM=1' "$cache" "$bins")
+boots=\$(cat /payload/boots 2>/dev/null || echo 0)
+echo \$((boots + 1)) >/payload/boots
+export COPEPOD_VM_BOOT=\$boots
+$(printf 'cd %q' "$project")
+$(printf '%q ' "$@")
+code=\$?
+# A command that has asked for a reboot is not over, and has one left if it was granted.
+if [[ \$(systemctl is-system-running 2>/dev/null) == stopping && \$boots -lt $reboots ]]; then exit; fi
+echo \$code >/payload/exit-code
+cd /
+sync
+/bin/busybox poweroff -f
+sleep 60
+RUN
+cat >"$payload/command.service" <<'UNIT'
+[Unit]
+Description=The command of hack/vm.sh
+After=multi-user.target dbus.service apparmor.service
+Wants=dbus.service
+[Service]
+ExecStart=/payload/run
+# Not what a service gets: what a login has.
+Delegate=yes
+KillMode=process
+LimitNOFILE=524288
+TasksMax=infinity
+OOMPolicy=continue
+TimeoutStopSec=5
+UNIT
+
+# The guest's first process: puts things where the host has them, and goes on to systemd, or runs the command itself.
 {
   cat <<'INIT'
 #!/bin/bash
 exec <>/dev/console 1>&0 2>&1
 stty -onlcr </dev/console
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb LANG=C.UTF-8 RESULTS=/payload/results
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mkdir -p /dev/pts /dev/shm
@@ -185,18 +232,13 @@ mount -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /dev/pts
 mount -t tmpfs -o nosuid,nodev tmpfs /dev/shm
 mount -t tmpfs -o nosuid,nodev,mode=755 tmpfs /run
 # /tmp stays on the disk: the tmpfs of old kernels has no user extended attributes.
-mount -t cgroup2 -o nsdelegate cgroup2 /sys/fs/cgroup
 # Whose device node is there only when it is loaded.
 modprobe fuse
-# As systemd does: the controllers that a node delegates.
-echo "+cpu +cpuset +io +memory +pids" >/sys/fs/cgroup/cgroup.subtree_control
 mount --make-rshared /
 mkdir -p /run/lock /run/netns /etc/cni/net.d
 ln -sf /proc/self/fd /dev/fd
 echo guest >/proc/sys/kernel/hostname
-ip link set lo up
 INIT
-  printf 'export COPEPOD_CACHE=%q OUT=%q COPEPOD_VM=1\n' "$cache" "$bins"
   # Each carried tree is bound at its own path: the shallowest directories that the guest's own tree lacks.
   (cd "$payload/files" && find . -mindepth 1 -type d -print | sed 's/^.//' | sort) | while read -r directory; do
     [[ -z ${bound:-} || $directory != "$bound"/* ]] || continue
@@ -207,21 +249,45 @@ INIT
     bound=$directory
     printf 'mkdir -p %q && mount --bind %q %q\n' "$directory" "/payload/files$directory" "$directory"
   done
-  printf 'cd %q\n' "$project"
-  printf '%q ' "$@"
-  printf '\necho $? >/payload/exit-code\ncd /\nsync\n/bin/busybox poweroff -f\nsleep 60\n'
+  if [[ -n $systemd ]]; then
+    cat <<'INIT'
+units=/run/systemd/system
+mkdir -p $units/default.target.wants
+ln -s /lib/systemd/system/multi-user.target $units/default.target
+cp /payload/command.service $units/
+ln -s ../command.service $units/default.target.wants/
+# Nobody logs in, the console is the command's, and what tidies a disk now and then has no time to.
+for unit in getty.target serial-getty@.service console-getty.service systemd-logind.service e2scrub_reap.service \
+  systemd-update-utmp.service systemd-random-seed.service tmp.mount \
+  apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer systemd-tmpfiles-clean.timer; do
+  ln -sf /dev/null $units/$unit
+done
+exec /lib/systemd/systemd
+INIT
+  else
+    cat <<'INIT'
+mount -t cgroup2 -o nsdelegate cgroup2 /sys/fs/cgroup
+# As systemd does: the controllers that a node delegates.
+echo "+cpu +cpuset +io +memory +pids" >/sys/fs/cgroup/cgroup.subtree_control
+ip link set lo up
+/payload/run
+INIT
+  fi
 } >"$payload/init"
-chmod 755 "$payload/init"
+chmod 755 "$payload/init" "$payload/run"
 mke2fs -q -F -t ext4 -O '^has_journal' -d "$payload" "$work/payload.ext4" $(($(du -sm "$payload" | cut -f1) + 4096))M >/dev/null 2>&1
 rm -rf "$payload"
 
 say "booting $(uname -m) with ${accel%%,*}, $cpus cpus, $memory MiB"
+# An emulator on a busy host fails the kernel's check of its timer: no_timer_check.
 code=0
+once=(-no-reboot)
+[[ $reboots -eq 0 ]] || once=()
 # mke2fs made sparse files; snapshot=on keeps the guest's writes to the cached root in an unlinked temporary file.
 TMPDIR=$work timeout --foreground --kill-after=10 "$timeout" "$qemu" -M "$machine" -accel "$accel" -cpu "$cpu" -smp "$cpus" -m "$memory" \
-  -nodefaults -display none -serial stdio -no-reboot \
+  -nodefaults -display none -serial stdio "${once[@]}" \
   -kernel "$guest/kernel" -initrd "$guest/initrd" \
-  -append "console=$console quiet loglevel=3 panic=-1 mitigations=off random.trust_cpu=on cgroup_no_v1=all systemd.unified_cgroup_hierarchy=1" \
+  -append "console=$console quiet loglevel=3 panic=-1 mitigations=off no_timer_check random.trust_cpu=on cgroup_no_v1=all systemd.show_status=false" \
   -drive "file=$guest/root.ext4,if=virtio,format=raw,snapshot=on,cache=unsafe" \
   -drive "file=$work/payload.ext4,if=virtio,format=raw,cache=unsafe" </dev/null || code=$?
 [[ $code -ne 124 && $code -ne 137 ]] || die "ended after $timeout s: the command had not finished"
