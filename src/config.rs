@@ -181,7 +181,7 @@ section! {
 section! {
     /// Control groups.
     Cgroup {
-        /// `auto` or `cgroupfs`.
+        /// `auto`, `cgroupfs` or `systemd`.
         driver: String = "auto".into(),
         /// The parent of pods for which kubelet names none.
         default_parent: String = "/copepod".into(),
@@ -334,8 +334,8 @@ impl Config {
         if !self.monitor.path.as_os_str().is_empty() && !self.monitor.path.is_absolute() {
             return bad("monitor.path", &self.monitor.path.display(), "must be an absolute path or empty");
         }
-        if !matches!(self.cgroup.driver.as_str(), "auto" | "cgroupfs") {
-            return bad("cgroup.driver", &self.cgroup.driver, "must be auto or cgroupfs (systemd is not built yet)");
+        if !matches!(self.cgroup.driver.as_str(), "auto" | "cgroupfs" | "systemd") {
+            return bad("cgroup.driver", &self.cgroup.driver, "must be auto, cgroupfs or systemd");
         }
         for (key, path) in [("cgroup.defaultParent", &self.cgroup.default_parent), ("monitor.cgroup", &self.monitor.cgroup)] {
             if (key != "monitor.cgroup" || !path.is_empty()) && (!path.starts_with('/') || path.split('/').any(|part| part == "..")) {

@@ -1,5 +1,7 @@
 //! The composition root: configuration, stores, service, sockets, and an orderly end.
 
+mod notify;
+
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -18,6 +20,7 @@ use crate::image::{self, ImageError, Images};
 use crate::net::cni::{self, NetError, Networks};
 use crate::service::{Service, ServiceError};
 use crate::stream::{self, StreamError, TlsConfig, TlsVersion};
+use notify::Notify;
 
 /// Why the daemon ended.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +60,7 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
 
 async fn serve(config: Config) -> Result<(), DaemonError> {
     let listen = config.listen.clone();
+    let notify = Arc::new(Notify::from_env());
     let images = Images::open(image_config(&config)).map_err(DaemonError::Images)?;
     let networks = Networks::new(network_config(&config)).map_err(DaemonError::Networks)?;
     tokio::spawn(networks.clone().watch());
@@ -67,11 +71,14 @@ async fn serve(config: Config) -> Result<(), DaemonError> {
     let cri = Cri::new(service, streaming.clone());
     let listener = bind(&listen).map_err(|source| DaemonError::Listen { path: listen.clone(), source })?;
     tracing::info!(socket = %listen.display(), version = env!("CARGO_PKG_VERSION"), "serving");
+    notify.tell("READY=1");
+    let (watched, watcher) = (listen.clone(), notify.clone());
+    tokio::spawn(async move { notify::watchdog(&watcher, &watched).await });
     let limit = MAX_MESSAGE;
     let served = tonic::transport::Server::builder()
         .add_service(RuntimeServiceServer::new(cri.clone()).max_decoding_message_size(limit).max_encoding_message_size(limit))
         .add_service(ImageServiceServer::new(cri).max_decoding_message_size(limit).max_encoding_message_size(limit))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended())
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended(notify))
         .await;
     streaming.stop().await;
     // Only now: a client that finds no socket knows that nobody serves it.
@@ -93,7 +100,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn ended() {
+async fn ended(notify: Arc<Notify>) {
     let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
         return std::future::pending().await;
     };
@@ -101,6 +108,7 @@ async fn ended() {
         _ = term.recv() => tracing::info!("SIGTERM: ending; containers go on"),
         _ = int.recv() => tracing::info!("SIGINT: ending; containers go on"),
     }
+    notify.tell("STOPPING=1");
     // Streams of events never end by themselves: those that have not ended by then are cut.
     tokio::spawn(async {
         tokio::time::sleep(std::time::Duration::from_secs(5)).await;

@@ -1,9 +1,11 @@
 //! copepod: the daemon and its administration.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
 use copepod::config::{Config, DEFAULT_PATH};
 use copepod::errchain::Chain;
@@ -35,6 +37,13 @@ enum Command {
     Drain,
     /// Print the version.
     Version,
+    /// Print a shell's completions.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print the manual page, for man(1).
+    Manual,
 }
 
 #[derive(Subcommand)]
@@ -67,6 +76,8 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
             Config::load(&args.config)?;
             println!("{} is valid", args.config.display());
         }
+        Command::Completions { shell } => clap_complete::generate(*shell, &mut Args::command(), "copepod", &mut std::io::stdout()),
+        Command::Manual => manual(&mut std::io::stdout())?,
         Command::Serve => {
             let config = Config::load(&args.config)?;
             telemetry::start(&config.log);
@@ -76,4 +87,28 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         Command::Drain => admin::drain(&Config::load(&args.config)?)?,
     }
     Ok(())
+}
+
+/// The manual page: the program, then each subcommand as a section of its own.
+fn manual(out: &mut impl Write) -> std::io::Result<()> {
+    let mut command = Args::command();
+    command.build();
+    let page = clap_mangen::Man::new(command.clone()).title("copepod").section("8").manual("System administration");
+    page.render_title(out)?;
+    page.render_name_section(out)?;
+    page.render_synopsis_section(out)?;
+    page.render_description_section(out)?;
+    page.render_options_section(out)?;
+    writeln!(out, ".SH COMMANDS")?;
+    for subcommand in command.get_subcommands().filter(|subcommand| subcommand.get_name() != "help") {
+        let about = subcommand.get_about().map(ToString::to_string).unwrap_or_default();
+        writeln!(out, ".TP\n\\fBcopepod {}\\fR\n{about}", subcommand.get_name())?;
+    }
+    writeln!(
+        out,
+        ".SH FILES\n.TP\n{DEFAULT_PATH}\nThe configuration; drop-ins in config.d/ beside it. \\fBcopepod config default\\fR explains every key."
+    )?;
+    writeln!(out, ".TP\n/run/copepod/copepod.sock\nWhere the CRI is served.")?;
+    writeln!(out, ".TP\n/var/lib/copepod\nImages and containers' writable layers.")?;
+    writeln!(out, ".SH SEE ALSO\ncrictl(1), kubelet(1), systemd.resource\\-control(5)")
 }

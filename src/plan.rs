@@ -261,6 +261,8 @@ wire_struct! {
         2 resources: Resources,
         /// Device rules; the first rule is what holds where none matches (deny all).
         3 devices: Vec<DeviceRule>,
+        /// The group is there: systemd made it, and removes it.
+        4 made: bool,
     }
 
     /// Limits, in cgroup v1 terms as the CRI has them. `None` leaves the kernel's default.

@@ -54,6 +54,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
         &[
             "cri",
             "api",
+            "client",
             "stream",
             "service",
             "store",

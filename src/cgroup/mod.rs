@@ -1,7 +1,7 @@
 //! Control groups, over plain files: made, limited, entered, frozen, killed, measured and removed, on cgroup v1 and v2.
 //!
 //! Creators (forked children of the monitor) make and enter groups, the monitor kills and removes them, the daemon reads
-//! statistics. Not here: systemd's D-Bus calls, and any policy about which group a container gets. Nothing here starts a
+//! statistics. Not here: calls of systemd ([`systemd`] has names and values for them), and any policy about which group a container gets. Nothing here starts a
 //! thread, writes to a standard stream, or waits without a deadline.
 //!
 //! On v1 a group is the same path in every mounted hierarchy, systemd's named one and the hybrid's v2 included. On v2 it is
@@ -15,6 +15,7 @@ mod error;
 mod hierarchy;
 mod kill;
 mod stats;
+pub mod systemd;
 mod v1;
 mod v2;
 
@@ -121,6 +122,19 @@ impl Cgroup {
             Inner::V1(group) => group.create(),
             Inner::V2(group) => group.create(),
         }
+    }
+
+    /// Takes a group that systemd has made instead: what [`create`](Self::create) does beyond making it. NotFound: it is gone.
+    pub fn adopt(&self) -> Result<(), CgroupError> {
+        match &self.inner {
+            Inner::V1(_) => Err(CgroupError::BadPath { path: self.path.clone(), why: "systemd makes groups of cgroup v2 only" }),
+            Inner::V2(group) => group.hand_down(),
+        }
+    }
+
+    /// The group above it; `None`: that is the root.
+    pub fn parent(&self, hierarchy: &Hierarchy) -> Option<Self> {
+        Self::new(hierarchy, self.path.rsplit_once('/')?.0).ok()
     }
 
     /// Sets the limits that are given, and leaves the others; 0 is "not given" but for huge pages, as in the CRI. Serves a new

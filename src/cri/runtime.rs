@@ -290,7 +290,8 @@ impl RuntimeService for Cri {
     }
 
     async fn runtime_config(&self, _: Request<api::RuntimeConfigRequest>) -> Reply<api::RuntimeConfigResponse> {
-        let linux = api::LinuxRuntimeConfiguration { cgroup_driver: api::CgroupDriver::Cgroupfs.into() };
+        let driver = if self.service.uses_systemd() { api::CgroupDriver::Systemd } else { api::CgroupDriver::Cgroupfs };
+        let linux = api::LinuxRuntimeConfiguration { cgroup_driver: driver.into() };
         Ok(Response::new(api::RuntimeConfigResponse { linux: Some(linux) }))
     }
 

@@ -62,6 +62,8 @@ pub struct Container {
     pub attachers: Vec<Caller>,
     /// Its end is recorded and not told yet: its last output is on its way to the log. Told then at the latest.
     pub report: Option<Instant>,
+    /// How many of its processes the kernel's OOM killer had ended when it was reaped.
+    pub ooms: u64,
 }
 
 /// Where a container stands.

@@ -98,6 +98,7 @@ impl Pod {
             reopeners: Vec::new(),
             attachers: Vec::new(),
             report: None,
+            ooms: 0,
         });
         Ok(())
     }
@@ -151,6 +152,8 @@ impl Pod {
         };
         container.user = made.user.clone();
         container.phase = Phase::Created(Init { pid, pidfd, start });
+        self.begin_counting_ooms(at);
+        let container = &self.containers[at];
         if let Some(console) = console {
             self.link.attach(container.log, console);
         }
@@ -215,16 +218,11 @@ impl Pod {
 
     /// A container's init was reaped: record first, then everybody who waits.
     pub fn init_ended(&mut self, at: usize, ended: Ended) {
+        // At once: the group may be about to go.
+        let oom_killed = self.ran_out_of_memory(at);
         let serial = self.containers[at].serial;
         self.start_ready(serial);
         let container = &mut self.containers[at];
-        let oom_killed = match runtime::oom_kills(&self.hierarchy, &container.cgroup) {
-            Ok(kills) => kills > 0,
-            Err(error) => {
-                say(format_args!("container {}: cannot tell whether memory ran out: {error}", container.id));
-                false
-            }
-        };
         let mut start_error = container.start_error.take();
         let mut waiting = None;
         if let Phase::Starting(_, caller) = container.phase {
@@ -394,6 +392,7 @@ impl Pod {
         self.report(at);
         let container = self.containers.remove(at);
         self.link.close(container.log);
+        self.forget_ooms(container.ooms);
         if let Some((caller, error)) = creating {
             self.clients.answer(caller, Body::Failed(error), Vec::new());
         }

@@ -6,7 +6,9 @@
 //! nothing, restarts no container, and knows no CRI.
 //!
 //! Started by the daemon as `copepod-monitor --pod-dir DIR [--cgroup PATH]`, with the first connection as descriptor 0; and as
-//! `copepod-monitor --probe DIR` to try out what the node can do.
+//! `copepod-monitor --probe DIR` to try out what the node can do. As
+//! `copepod-monitor --hold` the program is no monitor: it does nothing until its descriptor 0 ends, and keeps the control group
+//! that it was put into.
 
 pub mod attach;
 pub mod children;
@@ -15,6 +17,7 @@ pub mod containers;
 pub mod creator;
 pub mod execs;
 pub mod log;
+pub mod ooms;
 pub mod pod;
 pub mod requests;
 pub mod runtime;
@@ -39,6 +42,9 @@ pub fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1).peekable();
     if args.next_if(|argument| argument == probe::ARGUMENT).is_some() {
         return try_out(args.next().as_deref().map(Path::new));
+    }
+    if args.next_if(|argument| argument == "--hold").is_some() {
+        return hold();
     }
     match startup::start(args) {
         Ok(mut pod) => {
@@ -66,6 +72,14 @@ fn try_out(dir: Option<&Path>) -> ExitCode {
         let _ = writeln!(std::io::stdout(), "{name} {answer}");
     }
     ExitCode::SUCCESS
+}
+
+/// Waits for the end of descriptor 0, which comes with its writer's.
+fn hold() -> ExitCode {
+    match std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink()) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
 }
 
 /// One line on stderr, which is the daemon's log. A line that would have to wait is not said, one that can't be written is

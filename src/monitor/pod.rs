@@ -47,6 +47,9 @@ pub struct Pod {
     pub execs: Vec<Exec>,
     /// Control groups above the containers' that were made for them, outermost first.
     pub parents: Vec<String>,
+    /// What the pod's own control group had counted of OOM kills before, and of those in containers that are gone. `None`: not
+    /// known.
+    pub ooms_before: Option<u64>,
     jobs: Vec<Job>,
     /// Children that ended before the creator that made them could say so.
     early: Vec<Ended>,
@@ -114,6 +117,7 @@ impl Pod {
             containers: Vec::new(),
             execs: Vec::new(),
             parents: Vec::new(),
+            ooms_before: None,
             jobs: Vec::new(),
             early: Vec::new(),
             serial: 0,

@@ -6,8 +6,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use crate::cgroup::{Cgroup, CgroupError, Hierarchy};
-use crate::errchain::{Kind, Kinded, Remote, links};
+use crate::cgroup::{Cgroup, Hierarchy};
+use crate::errchain::{Kind, Remote, links};
 use crate::oci;
 use crate::oci::create::{PodFds, Stdio};
 use crate::plan::{ContainerPlan, ExecPlan, ResolvedUser, SandboxPlan};
@@ -210,18 +210,6 @@ pub fn enter(hierarchy: &Hierarchy, path: &str) -> Result<(), Remote> {
         cgroup.enter(0)
     };
     enter().map_err(|error| Remote::new(&error))
-}
-
-/// How many processes of a control group the kernel's OOM killer has ended. Reads one small file of the kernel's, which
-/// waits for nobody: the one thing that the monitor itself does with a control group. None where there is no such group or no
-/// memory controller.
-pub fn oom_kills(hierarchy: &Hierarchy, path: &str) -> Result<u64, Remote> {
-    match Cgroup::new(hierarchy, path).and_then(|cgroup| cgroup.oom_kills()) {
-        Ok(kills) => Ok(kills),
-        Err(CgroupError::NoController { .. }) => Ok(0),
-        Err(error) if error.kind() == Kind::NotFound => Ok(0),
-        Err(error) => Err(Remote::new(&error)),
-    }
 }
 
 /// The groups above a control group that don't exist, outermost first, named as [`crate::cgroup::remove_parents`] takes them.

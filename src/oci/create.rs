@@ -89,7 +89,7 @@ pub fn create(plan: &ContainerPlan, pod: &PodFds<'_>, stdio: Stdio, hierarchy: &
 
     let failed = |source| OciError::Cgroup { path: plan.cgroup.path.clone(), source };
     let cgroup = Cgroup::new(hierarchy, &plan.cgroup.path).map_err(failed)?;
-    let parents_made = cgroup.create().map_err(failed)?;
+    let parents_made = if plan.cgroup.made { cgroup.adopt().map(|()| Vec::new()) } else { cgroup.create() }.map_err(failed)?;
     let created = cgroup
         .set(&plan.cgroup.resources)
         .and_then(|()| cgroup.set_devices(&plan.cgroup.devices))

@@ -103,7 +103,7 @@ impl Service {
     ) -> Result<Arc<Container>, ServiceError> {
         let pod = sandbox.record();
         let lease = self.images.lease(image).map_err(|source| ServiceError::Image { what: "cannot hold the image's layers", source })?;
-        let cgroup = format!("{}/{id}", pod.cgroup_parent.trim_end_matches('/'));
+        let cgroup = self.cgroups.container(&pod.cgroup_parent, id);
         let layer_dir = self.layer_dir(id);
         let confinement = self.confinement(&pod, &spec).await?;
         let volumes = self.volume_images(&spec)?;
@@ -141,6 +141,8 @@ impl Service {
         journal
             .enter("container", Undo::RemoveContainer { sandbox: pod.id.clone(), container: id.clone(), cgroup: cgroup.clone() })
             .map_err(ServiceError::Store)?;
+        // Until init is in the group.
+        let holder = self.cgroups.prepare(&cgroup, &plan.cgroup.resources).await?;
         let what = "cannot create the container";
         let sealed = monitors::seal("CreateContainer", &plan).map_err(ServiceError::monitor(what))?;
         let call = Call::CreateContainer(monitor_api::CreateContainer { id: id.to_string() });
@@ -148,6 +150,7 @@ impl Service {
         let (Body::Created(created), _) = answer else {
             return Err(ServiceError::monitor(what)(monitors::MonitorError::Unexpected { call: "CreateContainer" }));
         };
+        drop(holder);
         let record = ContainerRecord {
             id: id.clone(),
             sandbox: pod.id.clone(),
@@ -205,6 +208,7 @@ impl Service {
         let around = Surroundings {
             id: id.to_string(),
             cgroup: cgroup.into(),
+            cgroup_made: self.cgroups.makes_groups(),
             rootfs: Overlay {
                 layers_dir: lease.layers_dir().into(),
                 lower: lease.names().to_vec(),

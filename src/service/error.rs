@@ -7,6 +7,7 @@ use super::apparmor::AppArmorError;
 use super::monitors::MonitorError;
 use super::seccomp::ProfileError;
 use super::selinux::SeLinuxError;
+use super::systemd::SystemdError;
 use crate::cgroup::CgroupError;
 use crate::errchain::{Kind, Kinded, Remote};
 use crate::image::ImageError;
@@ -156,6 +157,14 @@ pub enum ServiceError {
         /// The group.
         path: String,
     },
+    /// systemd failed.
+    #[error("{what}")]
+    Systemd {
+        /// What for.
+        what: &'static str,
+        /// The cause.
+        source: SystemdError,
+    },
     /// A file on the host can't be used.
     #[error("cannot {what} {path}")]
     Host {
@@ -260,6 +269,7 @@ impl Kinded for ServiceError {
             ServiceError::Image { source, .. } => source.kind(),
             ServiceError::Net { source, .. } => source.kind(),
             ServiceError::Cgroup { source, .. } => source.kind(),
+            ServiceError::Systemd { source, .. } => source.kind(),
             ServiceError::Seccomp(source) => source.kind(),
             ServiceError::TooMany { .. } => Kind::ResourceExhausted,
             ServiceError::Detached(source) => source.kind(),

@@ -5,8 +5,10 @@
 //! side effect, and publishes its result last.
 
 mod apparmor;
+mod cgroups;
 mod confinement;
 mod container;
+mod dbus;
 mod devices;
 mod error;
 mod events;
@@ -26,6 +28,7 @@ mod seccomp;
 mod selinux;
 pub mod session;
 pub mod stats;
+mod systemd;
 mod undo;
 mod volumes;
 
@@ -100,6 +103,7 @@ pub struct Service {
     pub hierarchy: Hierarchy,
     /// What else it can do.
     pub features: Features,
+    cgroups: cgroups::Cgroups,
     state: StateDir,
     program: monitors::Program,
     sandboxes: RwLock<HashMap<SandboxId, Arc<Sandbox>>>,

@@ -140,17 +140,16 @@ impl std::fmt::Debug for Outgoing {
 pub struct Program {
     /// The executable.
     pub path: PathBuf,
-    /// The control group it enters; empty: none.
-    pub cgroup: String,
     /// Deadline of one call.
     pub deadline: Duration,
 }
 
-/// Starts a monitor for the sandbox whose directory is `dir`, and greets it.
+/// Starts a monitor for the sandbox whose directory is `dir`, in the control group `cgroup` (empty: this process's), and greets it.
 pub async fn start(
     program: &Program,
     sandbox: &SandboxId,
     dir: &Path,
+    cgroup: &str,
     events: mpsc::UnboundedSender<Event>,
     began: impl FnOnce(ProcessId) -> Result<(), MonitorError>,
 ) -> Result<(Monitor, ProcessId), MonitorError> {
@@ -158,8 +157,8 @@ pub async fn start(
     let (ours, theirs) = sys::fd::seqpacket_pair().map_err(failed)?;
     let mut command = sys::process::command(&program.path);
     command.arg("--pod-dir").arg(dir).env_clear().stdin(theirs).stdout(std::process::Stdio::null());
-    if !program.cgroup.is_empty() {
-        command.arg("--cgroup").arg(&program.cgroup);
+    if !cgroup.is_empty() {
+        command.arg("--cgroup").arg(cgroup);
     }
     let mut child = tokio::process::Command::from(command).spawn().map_err(failed)?;
     let pid = child.id().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;

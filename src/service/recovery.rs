@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use tokio::sync::{broadcast, mpsc};
 
+use super::cgroups::Cgroups;
 use super::container::rlimits;
 use super::sandbox::blocking;
 use super::{Container, EVENT_QUEUE, Sandbox, Service, ServiceError, apparmor, features, layer_usage, monitors, now, seccomp, selinux};
@@ -33,19 +34,19 @@ impl Service {
         let state = StateDir::open(&config.state).map_err(ServiceError::Store)?;
         let lock = store::lock(&config.state).map_err(ServiceError::Store)?;
         let hierarchy = Hierarchy::detect().map_err(|source| ServiceError::Cgroup { what: "cannot find the control groups", source })?;
-        make_monitor_cgroup(&hierarchy, &config.monitor.cgroup)?;
+        let program = monitors::Program { path: monitor_path(&config)?, deadline: config.monitor.timeout.0 };
+        let cgroups = Cgroups::new(&config, &hierarchy, &program.path).await?;
         let (events, _) = broadcast::channel(EVENT_QUEUE);
         let (from_monitors, to_follow) = mpsc::unbounded_channel();
         // Nothing beyond the daemon's own can be given to a container.
         let available_capabilities = crate::sys::creds::bounding();
         let may_raise = available_capabilities & capability::parse("SYS_RESOURCE").unwrap_or(0) != 0;
         let walker = layer_usage::Walker::start(config.root.clone());
-        let monitor = monitor_path(&config)?;
         let selinux = selinux::SeLinux::detect(&config.runtime.selinux, selinux::Places::default());
         let service = Arc::new(Self {
             walker: walker.map_err(|source| ServiceError::Host { what: "start a thread for", path: config.root.clone(), source })?,
-            features: features::probe(&monitor, &config.root).await,
-            program: monitors::Program { path: monitor, cgroup: config.monitor.cgroup.clone(), deadline: config.monitor.timeout.0 },
+            features: features::probe(&program.path, &config.root).await,
+            program,
             default_capabilities: config.runtime.default_capabilities.iter().filter_map(|name| capability::parse(name)).fold(0, |a, b| a | b),
             restrict_oom_score_adj: config.runtime.restrict_oom_score_adj && !may_raise,
             available_capabilities,
@@ -54,6 +55,7 @@ impl Service {
             images,
             networks,
             hierarchy,
+            cgroups,
             state,
             sandboxes: RwLock::default(),
             containers: RwLock::default(),
@@ -222,6 +224,7 @@ impl Service {
                 }
             }
         });
+        self.cgroups.sweep(|id| self.find_container(id).is_ok()).await;
         self.release_stale_networks().await;
         note_boot(&self.config.root)?;
         self.images.collect().await;
@@ -270,14 +273,4 @@ fn monitor_path(config: &Config) -> Result<PathBuf, ServiceError> {
     }
     let own = std::env::current_exe().map_err(|source| ServiceError::Host { what: "find", path: "/proc/self/exe".into(), source })?;
     Ok(own.with_file_name("copepod-monitor"))
-}
-
-/// Monitors live outside of the pods' control groups and of the daemon's.
-fn make_monitor_cgroup(hierarchy: &Hierarchy, path: &str) -> Result<(), ServiceError> {
-    if path.is_empty() {
-        return Ok(());
-    }
-    let failed = |source| ServiceError::Cgroup { what: "cannot make the monitors' control group", source };
-    let cgroup = crate::cgroup::Cgroup::new(hierarchy, path).map_err(failed)?;
-    if cgroup.exists() { Ok(()) } else { cgroup.create().map(drop).map_err(failed) }
 }

@@ -38,7 +38,10 @@ impl Service {
         };
         match removed {
             Err(monitors::MonitorError::Gone) => self.remove_cgroup(&record.cgroup, true).await?,
-            done => done.map_err(ServiceError::monitor("cannot remove the container"))?,
+            done => {
+                done.map_err(ServiceError::monitor("cannot remove the container"))?;
+                self.cgroups.release(&record.cgroup).await?;
+            }
         }
         self.discard_layer(self.layer_dir(id)).await?;
         let dir = self.state.container(id);
@@ -88,6 +91,9 @@ impl Service {
             path: PathBuf::from(format!("/proc/{}", record.monitor.pid)),
             source,
         })?;
+        if let (cgroup, true) = self.cgroups.monitor(&id) {
+            self.remove_cgroup(&cgroup, true).await?;
+        }
         if record.cgroup_parent_ours {
             self.remove_cgroup(&record.cgroup_parent, false).await?;
         }

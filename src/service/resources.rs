@@ -71,12 +71,14 @@ impl Service {
         let failed = |source| ServiceError::Cgroup { what: "cannot set the container's limits", source };
         let cgroup = Cgroup::new(&self.hierarchy, &record.cgroup).map_err(failed)?;
         let plan = spec::update(now, change);
+        let limits = plan.clone();
         let (from, to) = (self.oom_score(&record.spec.resources), self.oom_score(now));
         blocking(move || {
             rescore(&cgroup, from, to).inspect_err(|_| drop(rescore(&cgroup, to, from)))?;
             cgroup.update(&plan).map_err(failed).inspect_err(|_| drop(rescore(&cgroup, to, from)))
         })
         .await??;
+        self.cgroups.updated(&record.cgroup, &limits).await?;
         // For commands that are executed from now on, and for who asks what the container is.
         let mut plan = self.plan_of(&record.id)?;
         plan.process.oom_score_adj = Some(to);

@@ -70,21 +70,25 @@ impl Service {
         let confinement = self.pause_confinement(&spec).await?;
         let level = self.selinux.level(&spec.security.selinux).map_err(ServiceError::SeLinux)?;
         let labels = self.selinux.labels(&spec.security.selinux, level.name(), spec.privileged).map_err(ServiceError::SeLinux)?;
+        let (cgroup_parent, cgroup_parent_ours) = self.cgroups.pod(&spec.cgroup_parent, id)?;
         let dir = self.state.sandbox(id);
         journal.enter("directory", Undo::RemoveDir(dir.clone())).map_err(ServiceError::Store)?;
         make_dir(&dir).map_err(ServiceError::Store)?;
         files::write_pod_files(&dir, &spec)?;
 
-        let cgroup_parent_ours = spec.cgroup_parent.is_empty();
-        let cgroup_parent = if cgroup_parent_ours { format!("{}/{id}", self.config.cgroup.default_parent) } else { spec.cgroup_parent.clone() };
         if cgroup_parent_ours {
             journal.enter("cgroup", Undo::RemoveCgroup(cgroup_parent.clone())).map_err(ServiceError::Store)?;
         }
 
+        let (monitor_cgroup, its_own) = self.cgroups.monitor(id);
+        if its_own {
+            journal.enter("monitor's cgroup", Undo::RemoveCgroup(monitor_cgroup.clone())).map_err(ServiceError::Store)?;
+            self.cgroups.prepare_monitor(&monitor_cgroup).await?;
+        }
         // A monitor without a sandbox ends by itself when its first connection does: one that was started just before a
         // crash, and is in no journal yet, leaves nothing.
         let mut noted = Ok(());
-        let (monitor, process) = monitors::start(&self.program, id, &dir, self.from_monitors.clone(), |process| {
+        let (monitor, process) = monitors::start(&self.program, id, &dir, &monitor_cgroup, self.from_monitors.clone(), |process| {
             noted = journal.enter("monitor", Undo::KillMonitor(process));
             Ok(())
         })

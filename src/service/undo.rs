@@ -73,7 +73,10 @@ impl Service {
                     let call = Call::RemoveContainer(monitor_api::Container { id: container.to_string() });
                     match monitor.done(call).await {
                         Err(monitors::MonitorError::Gone) => {}
-                        done => return done.map_err(ServiceError::monitor("cannot remove the container")),
+                        done => {
+                            done.map_err(ServiceError::monitor("cannot remove the container"))?;
+                            return self.cgroups.release(cgroup).await;
+                        }
                     }
                 }
                 self.remove_cgroup(cgroup, true).await
@@ -85,14 +88,13 @@ impl Service {
     /// Removes a control group, killing what is in it if `kill`.
     pub(super) async fn remove_cgroup(&self, path: &str, kill: bool) -> Result<(), ServiceError> {
         let cgroup = Cgroup::new(&self.hierarchy, path).map_err(|source| ServiceError::Cgroup { what: "cannot name the control group", source })?;
-        blocking(move || {
-            if kill {
-                cgroup.kill(KILL)?;
-            }
-            cgroup.remove(REMOVE)
-        })
-        .await?
-        .map_err(|source| ServiceError::Cgroup { what: "cannot remove the control group", source })
+        let failed = |source| ServiceError::Cgroup { what: "cannot remove the control group", source };
+        if kill {
+            let cgroup = cgroup.clone();
+            blocking(move || cgroup.kill(KILL)).await?.map_err(failed)?;
+        }
+        self.cgroups.release(path).await?;
+        blocking(move || cgroup.remove(REMOVE)).await?.map_err(failed)
     }
 }
 

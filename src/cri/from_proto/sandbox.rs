@@ -53,17 +53,9 @@ pub fn sandbox(config: Option<api::PodSandboxConfig>, runtime_handler: String) -
     if namespaces.pid == NamespaceMode::Target {
         return Err(bad("config.linux.security_context.namespace_options.pid", "TARGET", "is for containers only"));
     }
-    if !linux.cgroup_parent.is_empty() && linux.cgroup_parent.ends_with(".slice") && !linux.cgroup_parent.contains('/') {
-        return Err(bad("config.linux.cgroup_parent", &linux.cgroup_parent, "is a systemd slice, but the cgroup driver is cgroupfs"));
-    }
     if linux.cgroup_parent.split('/').any(|part| part == "..") || linux.cgroup_parent.contains(['\0', '\n']) {
         return Err(bad("config.linux.cgroup_parent", &linux.cgroup_parent, "is not a control group path"));
     }
-    let cgroup_parent = match linux.cgroup_parent.as_str() {
-        "" => String::new(),
-        path if path.starts_with('/') => path.into(),
-        path => format!("/{path}"),
-    };
     Ok(SandboxSpec {
         name,
         hostname,
@@ -72,7 +64,7 @@ pub fn sandbox(config: Option<api::PodSandboxConfig>, runtime_handler: String) -
         ports: config.port_mappings.into_iter().map(port).collect::<Result<_, _>>()?,
         labels: labels("config.labels", config.labels)?,
         annotations: labels("config.annotations", config.annotations)?,
-        cgroup_parent,
+        cgroup_parent: linux.cgroup_parent,
         namespaces,
         sysctls: linux.sysctls.into_iter().collect(),
         privileged: security.privileged,

@@ -89,6 +89,8 @@ pub struct Surroundings {
     pub id: String,
     /// The control group's path.
     pub cgroup: String,
+    /// That group is there when the container is created.
+    pub cgroup_made: bool,
     /// The overlay's parts.
     pub rootfs: Overlay,
     /// Where creators attach roots.
@@ -160,7 +162,7 @@ pub fn plan(spec: &ContainerSpec, pod: &SandboxSpec, image: &ImageDefaults, arou
         rootfs_readonly: security.readonly_rootfs,
         mounts,
         namespaces: namespaces::namespaces(spec, pod, around.cgroup_v2)?,
-        cgroup: CgroupPlan { path: around.cgroup, resources: limits(&spec.resources, around.pids_limit), devices },
+        cgroup: CgroupPlan { path: around.cgroup, made: around.cgroup_made, resources: limits(&spec.resources, around.pids_limit), devices },
         process,
         masked_paths: masked,
         readonly_paths: readonly,
