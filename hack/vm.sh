@@ -14,7 +14,7 @@
 #                       with the number of boots before this one in $COPEPOD_VM_BOOT, until it exits
 #   --no-systemd        a shell script is the first process instead of systemd
 #
-# For example: hack/vm.sh uname -r; hack/vm.sh hack/critest.sh --today; hack/vm.sh --tests. Standard output and error
+# For example: hack/vm.sh uname -r; hack/vm.sh hack/critest.sh; hack/vm.sh --tests. Standard output and error
 # come as one stream; the exit code is the command's. Of the outside the guest has copies: the checkout without
 # ignored files, the programs in $OUT, and of the cache the tools and the test images. It has no network but loopback.
 #
