@@ -47,7 +47,7 @@ cargo_tests() {
 
 critest() {
   local code=0
-  hack/critest.sh || code=$?
+  hack/critest.sh --twice --load || code=$?
   hack/critest.sh --ginkgo.focus=Streaming -websocket-exec -websocket-attach -websocket-portforward || code=$?
   return "$code"
 }
