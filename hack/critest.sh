@@ -94,7 +94,7 @@ pods_come_and_go() {
     printf '{"metadata": {"name": "load"}, "image": {"image": "registry.k8s.io/copepod/load:1"}, "command": ["sleep", "1000"], "linux": {}}' >"$work/container.json"
     pod=$(crictl runp "$work/pod.json") && container=$(crictl create "$pod" "$work/container.json" "$work/pod.json") &&
       crictl start "$container" && crictl exec -s "$container" true && crictl stop "$container" && crictl rmp -f "$pod" || return 1
-  done >/dev/null
+  done >/dev/null 2>"$work/load.log"
   crictl rmi registry.k8s.io/copepod/load:1 >/dev/null
   say "load: $n pods came and went"
 }
@@ -108,7 +108,7 @@ loaded() {
   suite "$@" || code=$?
   rm "$work/load"
   if ! wait "$coming"; then
-    say "load: a pod failed"
+    say "load: a pod failed: $(tail -1 "$work/load.log")"
     tail -50 "$work/log" >&2
     code=1
   fi
