@@ -53,6 +53,14 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT TERM
 
+# The AppArmor specs load their profiles with it.
+if ! command -v sudo >/dev/null; then
+  mkdir "$work/bin"
+  printf '#!/bin/sh\nexec "$@"\n' >"$work/bin/sudo"
+  chmod 755 "$work/bin/sudo"
+  PATH=$work/bin:$PATH
+fi
+
 registry=$("$project/hack/registry.sh" start "$work/registry" --storage "$storage")
 node_create "$work" "$registry"
 node_start

@@ -57,7 +57,7 @@ vm() {
   # What another kernel and cgroup v2 have a say in: the rest has run on this host.
   hack/vm.sh --no-systemd --timeout 1500 --tests cgroup cri monitor oci_runtime options recovery streaming || code=$?
   hack/vm.sh --no-systemd --timeout 900 hack/critest.sh \
-    --ginkgo.focus='Runtime info|PodSandbox|Container runtime|Container OOM|Idempotence|Networking|Multiple Containers|Image|UserNamespaces' || code=$?
+    --ginkgo.focus='AppArmor|Runtime info|PodSandbox|Container runtime|Container OOM|Idempotence|Networking|Multiple Containers|Image|UserNamespaces' || code=$?
   # The same node as its users have it: systemd is the first process, and makes the control groups.
   hack/vm.sh --timeout 900 -- env COPEPOD_CGROUP_DRIVER=systemd hack/critest.sh \
     --ginkgo.focus='Container runtime should support basic operations|Container OOM|Runtime info' || code=$?
