@@ -55,7 +55,7 @@ critest() {
 vm() {
   local code=0
   # What another kernel and cgroup v2 have a say in: the rest has run on this host.
-  hack/vm.sh --no-systemd --timeout 1500 --tests cgroup cri monitor oci_runtime options recovery streaming || code=$?
+  hack/vm.sh --no-systemd --timeout 1500 --tests cgroup cri monitor oci_runtime options recovery || code=$?
   hack/vm.sh --no-systemd --timeout 900 hack/critest.sh \
     --ginkgo.focus='AppArmor|Runtime info|PodSandbox|Container runtime|Container OOM|Idempotence|Networking|Multiple Containers|Image|UserNamespaces' || code=$?
   # The same node as its users have it: systemd is the first process, and makes the control groups.
