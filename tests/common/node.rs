@@ -318,14 +318,27 @@ impl Drop for Node {
             eprintln!("{}", self.log_tail());
         }
         let name = self.dir.file_name().unwrap().to_string_lossy().into_owned();
-        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path()).chain(["/sys/fs/cgroup".into()]) {
-            for sub in ["monitors", "pods", ""] {
-                let _ = fs::remove_dir(hierarchy.join(&name).join(sub));
+        // What still runs, as after a test that failed, ends here: its groups could not go otherwise, and outlive the sandbox.
+        let began = Instant::now();
+        let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+        for group in hierarchies.chain(["/sys/fs/cgroup".into()]).map(|hierarchy| hierarchy.join(&name)) {
+            while group.exists() && began.elapsed() < Duration::from_secs(10) {
+                remove_group(&group);
+                std::thread::sleep(Duration::from_millis(5));
             }
         }
         let _ = command("umount").arg(self.dir.join("state")).status();
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+/// Kills what is in a control group and below it, and removes what is empty by then.
+fn remove_group(group: &Path) {
+    fs::read_dir(group).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()).for_each(|entry| remove_group(&entry.path()));
+    for pid in fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default().lines().filter(|pid| *pid != "0") {
+        let _ = command("kill").args(["-KILL", pid]).status();
+    }
+    let _ = fs::remove_dir(group);
 }
 
 fn mount(args: &[&str], at: &Path) {
