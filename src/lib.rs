@@ -45,6 +45,10 @@ pub mod api {
 #[path = "../tests/common/root.rs"]
 pub mod testing;
 
+#[cfg(test)]
+#[path = "../tests/common/random.rs"]
+pub mod random;
+
 #[cfg(feature = "daemon")]
 pub mod admin;
 pub mod cgroup;

@@ -91,18 +91,9 @@ mod tests {
     use super::super::spdy::headers_tests::Compressor;
     use super::super::websocket::frame_tests::client;
     use super::*;
-
-    /// A small generator with a seed (xorshift64*).
-    struct Random(u64);
+    use crate::random::Random;
 
     impl Random {
-        fn next(&mut self, below: usize) -> usize {
-            self.0 ^= self.0 >> 12;
-            self.0 ^= self.0 << 25;
-            self.0 ^= self.0 >> 27;
-            (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % below
-        }
-
         /// Changes some bytes, leaves some away, doubles some.
         fn spoil(&mut self, bytes: &mut Vec<u8>) {
             for _ in 0..self.next(4) {

@@ -3,19 +3,8 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::client::{Spdy, WebSocket};
+use crate::random::Random;
 use crate::world::World;
-
-/// A small generator with a seed (xorshift64*).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self, below: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % below
-    }
-}
 
 #[tokio::test]
 async fn malformed_spdy_ends_with_goaway_and_takes_the_command_along() {

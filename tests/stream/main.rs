@@ -4,5 +4,7 @@ mod client;
 mod forward;
 mod hostile;
 mod http;
+#[path = "../common/random.rs"]
+mod random;
 mod remote;
 mod world;
