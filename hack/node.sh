@@ -110,10 +110,20 @@ node_stop() {
 # Mount points, one a line; autofs and the like that others mount meanwhile are not under our directories.
 node_mounts() { awk '{ print $5 }' /proc/self/mountinfo | sort; }
 
-# node_left: prints what the node left behind and fails if there is anything. Call it when everything has been stopped.
+# node_left: prints what the node left behind and fails if there is anything after five seconds: a process that is told to
+# end takes a moment to be gone. Call it when everything has been stopped.
 node_left() {
-  local left
-  left=$(
+  wait_until 5 "nothing is left behind" node_is_clean && return 0
+  say "left behind:"
+  node_remains >&2
+  return 1
+}
+
+node_is_clean() { [[ -z $(node_remains) ]]; }
+
+# node_remains: prints what there is of the node but its directories.
+node_remains() {
+  (
     cd /
     [[ $driver == systemd ]] || for process in /proc/[0-9]*; do
       pid=${process#/proc/}
@@ -131,10 +141,6 @@ node_left() {
     find /sys/fs/cgroup -mindepth 2 -type d -path "*/$node_name/pods/*" -printf 'control group: %p\n'
     find /sys/fs/cgroup -mindepth 2 -type d -path "*/$node_name/monitors/*" -printf 'control group: %p\n'
   )
-  [[ -n $left ]] || return 0
-  say "left behind:"
-  say "$left"
-  return 1
 }
 
 # What systemd knows of pods, containers and monitors; the monitors' scope ends a moment after the daemon.
