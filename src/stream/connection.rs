@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::output::{Output, Permit, SLICES};
@@ -219,6 +219,8 @@ pub struct Outgoing {
     share: Arc<Semaphore>,
     connection: Arc<Semaphore>,
     commands: Commands,
+    /// Closed when the stream is cut; nothing is ever sent.
+    cut: watch::Receiver<()>,
 }
 
 impl Outgoing {
@@ -227,6 +229,17 @@ impl Outgoing {
         let stream = Arc::clone(&self.share).acquire_owned().await.map_err(|_| Cut)?;
         let connection = Arc::clone(&self.connection).acquire_owned().await.map_err(|_| Cut)?;
         self.commands.send(Command::Send(self.stream, bytes, Permit::new(stream, connection))).map_err(|_| Cut)
+    }
+
+    /// Waits until the stream is cut, which it may be after either end of it too.
+    pub fn cut(&self) -> impl Future<Output = ()> + use<> {
+        let mut cut = self.cut.clone();
+        async move { while cut.changed().await.is_ok() {} }
+    }
+
+    /// Whether the stream is cut.
+    pub fn is_cut(&self) -> bool {
+        self.cut.has_changed().is_err()
     }
 
     /// Ends the stream both ways, as a connection that broke.
@@ -294,6 +307,8 @@ struct Queue {
     /// What the session has not taken: bytes, and chunks.
     held: (usize, usize),
     share: Arc<Semaphore>,
+    /// Dropped with the queue, which tells [`Outgoing::cut`].
+    _alive: watch::Sender<()>,
     /// The session has dropped what it had of each direction.
     dropped: (bool, bool),
 }
@@ -338,9 +353,10 @@ impl<M: Machine> Driver<M> {
         let commands = self.commands.upgrade()?;
         let (to, queue) = mpsc::unbounded_channel();
         let share = Arc::new(Semaphore::new(STREAM_CHUNKS));
-        self.streams.insert(stream, Queue { to: Some(to), held: (0, 0), share: Arc::clone(&share), dropped: (false, false) });
+        let (alive, cut) = watch::channel(());
+        self.streams.insert(stream, Queue { to: Some(to), held: (0, 0), share: Arc::clone(&share), _alive: alive, dropped: (false, false) });
         let incoming = Incoming { stream, queue, commands: commands.clone(), held: 0, ended: false };
-        Some((incoming, Outgoing { stream, share, connection: Arc::clone(&self.connection), commands }))
+        Some((incoming, Outgoing { stream, share, connection: Arc::clone(&self.connection), commands, cut }))
     }
 
     /// Moves bytes until the connection has ended. `early`: what was read before.
@@ -350,6 +366,7 @@ impl<M: Machine> Driver<M> {
         // Handles learn it before the goodbye, which may take its time.
         self.queue.close();
         self.cut_all();
+        drop(self.opened);
         if !matches!(ended, Ended::Io(_)) {
             goodbye(&mut wire, self.machine.output(), matches!(ended, Ended::Session)).await;
         }

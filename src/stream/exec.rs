@@ -93,7 +93,9 @@ pub async fn serve(
     mut stopping: Stopping,
 ) {
     let Channels { stdin, stdout, stderr, error, resize } = channels;
-    let Some((_, mut error)) = error else { return };
+    let Some((unused, mut error)) = error else { return };
+    // The client has nothing to say here.
+    drop(unused);
     let end = tokio::select! {
         () = connection.gone() => return,
         () = stopping.wait() => End::Failure("the container runtime is shutting down".into()),

@@ -18,13 +18,15 @@ use super::ask::Sessions;
 use super::connection::{Connection, Incoming, Opened, Outgoing};
 use super::exec::Halves;
 use super::session::Stopping;
-use super::spdy::Headers;
+use super::spdy::{Headers, MAX_STREAMS};
 use crate::errchain::Chain;
 
 /// Bytes that are read of a target at once.
 const CHUNK: usize = 32 << 10;
 /// How long one stream of a pair waits for the other.
 const PAIRING: Duration = Duration::from_secs(30);
+/// Bytes of a request's id; clients count requests.
+const MAX_REQUEST: usize = 128;
 /// How long a client that can't finish its data may still send after the target has ended.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -65,13 +67,26 @@ pub async fn serve(connection: &mut Connection, pod: Pod, mut stopping: Stopping
             }
             opened = connection.opened() => {
                 let Some(opened) = opened else { return };
-                // One that is not well formed is refused as it is dropped.
+                // One for which there is no room, or that is not well formed, is refused as it is dropped.
+                if !room(&mut waiting, &mut forwarding) {
+                    continue;
+                }
                 if let Some((port, (data, error))) = pair(&mut waiting, opened) {
                     forwarding.spawn(forward(pod.clone(), port, data, error, true));
                 }
             }
         }
     }
+}
+
+/// Whether one more stream may be taken on. The client's own count is not enough: a stream that it resets is none of its
+/// streams any more, before what was made of it is gone.
+fn room(waiting: &mut HashMap<String, Waiting>, forwarding: &mut JoinSet<()>) -> bool {
+    while forwarding.try_join_next().is_some() {}
+    if waiting.len() + 2 * forwarding.len() >= MAX_STREAMS {
+        waiting.retain(|_, half| !half.halves.1.is_cut());
+    }
+    waiting.len() + 2 * forwarding.len() < MAX_STREAMS
 }
 
 /// What a stream says of itself: its half, port, and the request that both halves name.
@@ -83,6 +98,7 @@ fn describe(stream: u32, headers: &Headers) -> Option<(Half, u16, String)> {
     };
     let port = headers.get("port")?.parse().ok().filter(|port| *port > 0)?;
     let request = match headers.get("requestid").filter(|request| !request.is_empty()) {
+        Some(request) if request.len() > MAX_REQUEST => return None,
         Some(request) => request.to_owned(),
         // Clients from before requests had ids open the error stream, then the data stream.
         None if half == Half::Error => format!("#{stream}"),
@@ -130,13 +146,27 @@ pub async fn serve_channels(connection: &Connection, pod: Pod, ports: Vec<(u16, 
 }
 
 /// One connection. `finishes`: the client can say that it sends no more.
-async fn forward(pod: Pod, port: u16, data: Halves, (_, mut error): Halves, finishes: bool) {
-    match pod.sessions.dial(&pod.sandbox, port).await {
-        Ok(target) => copy(target, data, finishes).await,
-        Err(why) => {
-            let text = format!("error forwarding port {port} to pod {}: {}", pod.sandbox, Chain(&why));
-            let _ = error.send(Bytes::from(text)).await;
+async fn forward(pod: Pod, port: u16, data: Halves, (unused, mut error): Halves, finishes: bool) {
+    // The client has nothing to say here.
+    drop(unused);
+    let cut = data.1.cut();
+    let connecting = async {
+        match pod.sessions.dial(&pod.sandbox, port).await {
+            Ok(target) => {
+                // Older clients wait for its end before they close their own connection.
+                drop(error);
+                copy(target, data, finishes).await;
+            }
+            Err(why) => {
+                let text = format!("error forwarding port {port} to pod {}: {}", pod.sandbox, Chain(&why));
+                let _ = error.send(Bytes::from(text)).await;
+            }
         }
+    };
+    tokio::select! {
+        () = connecting => {}
+        // Nobody waits for it any more, whichever of its ends has been reached.
+        () = cut => {}
     }
 }
 
@@ -211,5 +241,6 @@ mod tests {
             check(1, &[("streamType", "data"), ("port", port), ("requestID", "7")], None);
         }
         check(1, &[("streamType", "data"), ("requestID", "7")], None);
+        check(1, &[("streamType", "data"), ("port", "80"), ("requestID", &"7".repeat(MAX_REQUEST + 1))], None);
     }
 }

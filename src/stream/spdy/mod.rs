@@ -15,7 +15,7 @@ mod session_tests;
 #[cfg(test)]
 pub use headers::tests as headers_tests;
 pub use headers::{Headers, Inflater};
-pub use session::Session;
+pub use session::{MAX_STREAMS, Session};
 
 /// What a client did that ends its connection.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
